@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 import stat
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glassformer.errors import CheckpointError, GlassformerError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 MAX_BYTES = 128 << 20  # the largest published tokenizer.json is 40 MB
 MAX_DEPTH = 100  # published files nest 10 deep
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 T = TypeVar("T")
 
@@ -75,6 +81,12 @@ def parse_json(
         raise error_type(f"{source} nests more than {MAX_DEPTH} levels deep") from error
     except ValueError as error:
         raise error_type(f"{source} is not valid JSON: {error}") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            number = ord(error.object[error.start])
+            raise error_type(f"{source} has a lone surrogate, \\u{number:04x}, which is not text") from error
     if _nests_deeper(value, MAX_DEPTH):
         raise error_type(f"{source} nests more than {MAX_DEPTH} levels deep")
     return value if schema is Any else check_schema(value, source, schema, error_type=error_type)
@@ -99,15 +111,22 @@ def check_schema(
     Raises:
         error_type: Up to three fields that do not fit, each by its path in the file: "merges[3]: ...".
     """
-    from pydantic import TypeAdapter, ValidationError  # slow to import
+    from pydantic import ValidationError  # slow to import
 
     try:
-        return TypeAdapter(schema).validate_python(value, strict=True)
+        return _adapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         shown = "; ".join(f"{_field(p['loc'])}{p['msg'][:1].lower()}{p['msg'][1:]}" for p in problems[:3])
         more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         raise error_type(f"{source}: {shown}{more}") from error
+
+
+@cache
+def _adapter(schema: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def _field(location: tuple[int | str, ...]) -> str:

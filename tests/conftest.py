@@ -21,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 def pytest_addoption(parser):
     parser.addoption("--sample", type=int, metavar="N", help="run at most N parameter sets of each test function")
+    parser.addoption(
+        "--mutations", type=int, metavar="N", default=20_000, help="damaged files per format in tests/soak"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

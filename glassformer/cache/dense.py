@@ -9,6 +9,7 @@ which returns their positions. Then each layer stores its keys and values and ge
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -184,7 +185,7 @@ class FullSlot:
     """One layer's keys and values, slot = position. Stored [B, Hkv, S, Dh], so that a head's keys are contiguous."""
 
     def __init__(self, cache: DenseCache):
-        self.cache = cache
+        self.cache = weakref.proxy(cache)  # no cycle: the storage is freed with the last reference to the cache
         self.size = cache.capacity
         self.k: Tensor | None = None
         self.v: Tensor | None = None

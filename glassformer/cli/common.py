@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import Parameter, Token
 from rich.console import Console
@@ -22,6 +23,7 @@ from glassformer.training.data.read_options import ReadOptions
 if TYPE_CHECKING:
     from glassformer.models.base import TextModel
     from glassformer.models.load import AnyTextModel
+    from glassformer.training.run.loop import RunResult
 
     M = TypeVar("M", bound=TextModel)
 
@@ -141,6 +143,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(text)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def stop(run: RunResult, what: str, folder: Path) -> NoReturn:
+    """Say how to resume a training run that a signal has stopped, and exit with the status of that signal."""
+    say(f"{what}; resume with: glassformer train --out {shlex.quote(str(folder))} --resume")
+    sys.exit(130 if run.stopped == "SIGINT" else 143)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from glassformer.cli.common import Json, OutFolder, out, print_json, say, working
+from glassformer.cli.common import Json, OutFolder, out, print_json, say, stop, working
 
 if TYPE_CHECKING:
     from glassformer.models.language_model import LanguageModel
@@ -73,8 +73,7 @@ def stories(
             reporter=reporter,
         )
     if run.stopped:
-        say(f"stopped; resume with: glassformer train --out {folder} --resume")
-        return
+        stop(run, "stopped", folder)
     with working("scoring", quiet=json):
         lm = glassformer.LanguageModel.load(run.last)
         rows: dict[str, dict[str, float]] = {

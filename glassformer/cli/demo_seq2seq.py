@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from glassformer.cli.common import Json, OutFolder, out, print_json, say, working
+from glassformer.cli.common import Json, OutFolder, out, print_json, say, stop, working
 
 if TYPE_CHECKING:
     from glassformer.models.translator import Translator
@@ -58,8 +58,7 @@ def seq2seq(
             say(f"{name}:")
         run = train(system, task, folder / system, seconds, seed, threads, quiet=json)
         if run.stopped:
-            say(f"stopped; resume with: glassformer train --out {folder / system} --resume")
-            return
+            stop(run, "stopped", folder / system)
         with working("scoring", quiet=json):
             translator = glassformer.Translator.load(run.best)
             scores = recipe.score(translator, task)

@@ -53,7 +53,8 @@ def inspect(
     text
         The prompt or the source. `-` reads stdin.
     target
-        For models with a source: the target; by default the model generates it.
+        For models with a source: the target; by default the model generates it. For other models: the parameter of this
+        name of the view, such as the token of `attribution`, which is `--target-token` for models with a source.
     max_tokens
         Generate this many tokens first, greedily. For models with a source: the maximal length of the target.
     view
@@ -67,9 +68,11 @@ def inspect(
     bake
         What an .html report contains: `chosen`, or `all` layers, heads and tokens.
     """
+    parameters = {name.replace("-", "_"): value for name, value in parameters.items()}
     suffix = _suffix(out, view, bake)
     spec, given_focus = _find_view(view), _focus_options(view, parameters)
     lm = open_any(model, machine, ignore_key, quiet=json)
+    target = _view_target(spec, lm, target, parameters)
     prompt = sys.stdin.read() if text == "-" else text
     make_trace, edits = _tracer(lm, target, max_tokens), _read_edits(edit)
     without_edits = partial(make_trace, prompt)
@@ -154,6 +157,20 @@ def _focus_options(view: str | None, parameters: dict[str, str]) -> dict[str, in
             known = "--layer, --head, --query and --key; other options belong to a view: add --view"
             raise RequestError(f"unknown option --{name}; without --view the options are {known}", param=name)
     return found
+
+
+def _view_target(spec: ViewSpec | None, lm: AnyModel, target: str | None, parameters: dict[str, str]) -> str | None:
+    """Move `--target` or `--target-token` to a view's parameter `target`; return the target of the trace."""
+    if spec is None or "target" not in spec.parameters:
+        return target
+    if (token := parameters.pop("target_token", None)) is not None:
+        parameters["target"] = token
+    if target is None or lm.kind in ("encoder-decoder", "recurrent"):
+        return target
+    if token is not None:
+        raise RequestError("--target and --target-token are the same here: leave one out", param="target")
+    parameters["target"] = target
+    return None
 
 
 def _tracer(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[..., Trace]:

@@ -28,6 +28,7 @@ def serve(
     api_key: Annotated[str | None, Parameter(env_var=KEY, show_env_var=True)] = None,
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     trace_memory: float = 1.0,
+    cache_memory: float = 4.0,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
@@ -53,6 +54,9 @@ def serve(
         An additional allowed host name, such as that of a proxy in front of the server.
     trace_memory
         Memory for stored traces in GiB; the least recently used are dropped first.
+    cache_memory
+        Memory for the keys and values of running requests in GiB; one request may use half of it. Without a token
+        limit, an answer ends where it is full.
     """
     from glassformer.server.models import split_name
 
@@ -65,7 +69,10 @@ def serve(
     def models() -> list[tuple[str, AnyModel]]:
         return [(name, open_any(one, machine, ignore_key, quiet=json)) for name, one in names]
 
-    run(models, host=host, port=port, key=api_key, hosts=allow_host, trace_memory=trace_memory, json=json)
+    run(
+        models, host=host, port=port, key=api_key, hosts=allow_host, trace_memory=trace_memory,
+        cache_memory=cache_memory, json=json,
+    )  # fmt: skip
 
 
 def run(
@@ -76,6 +83,7 @@ def run(
     key: str | None = None,
     hosts: tuple[str, ...] = (),
     trace_memory: float = 1.0,
+    cache_memory: float = 4.0,
     json: bool = False,
 ) -> None:
     """Bind the address, load the models, and serve until Ctrl-C. A second Ctrl-C raises KeyboardInterrupt."""
@@ -83,7 +91,9 @@ def run(
     from glassformer.server.app import Settings, make_app
 
     names = (*hosts, *(() if host in ("0.0.0.0", "::") else (host,)))
-    settings = Settings(key=key, hosts=names, trace_bytes=int(trace_memory * 2**30))
+    settings = Settings(
+        key=key, hosts=names, trace_bytes=int(trace_memory * 2**30), cache_bytes=int(cache_memory * 2**30)
+    )
     sock = server.bind(host, port)
     try:
         if not server.is_loopback(sock) and key is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
-from glassformer.cli.common import DataName, Json, OutFolder, print_json
+from glassformer.cli.common import DataName, Json, OutFolder, print_json, stop
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, SHAPE_FAMILIES, RecurrentShape, ShapeConfig
 from glassformer.training.config import (
@@ -227,7 +227,10 @@ def train(
         result = glassformer.train(config, reporter=reporter)
     if json:
         print_json(result)
-    elif sys.stdout.isatty():
+    if result.stopped:
+        of = f" of {result.steps}" if result.steps else ""
+        stop(result, f"stopped at step {result.step}{of}", out)
+    elif not json and sys.stdout.isatty():
         if config.task.kind == "lm":
             print(f'\nNext: glassformer generate {out} "..."   and   glassformer eval {out} FILE')
         else:

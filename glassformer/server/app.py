@@ -14,7 +14,7 @@ from glassformer.errors import ConfigError
 from glassformer.server import completions, errors, glass, openapi_docs
 from glassformer.server.errors import json_response
 from glassformer.server.guard import MAX_BODY, Guard
-from glassformer.server.models import AnyModel, ServedModels
+from glassformer.server.models import CACHE_BYTES, AnyModel, ServedModels
 from glassformer.server.page import BuiltPage
 from glassformer.server.queue import Preparation, WorkQueue
 from glassformer.server.trace_store import TraceStore
@@ -28,12 +28,14 @@ class Settings:
 
     key: the API key that every route requires, or None. hosts: host names that are allowed in addition to localhost and
     IP addresses. max_body: the maximum size of a request in bytes. trace_bytes: the memory for stored traces in bytes.
+    cache_bytes: the memory for the keys and values of running requests in bytes; one request may use half of it.
     """
 
     key: str | None = None
     hosts: tuple[str, ...] = ()
     max_body: int = MAX_BODY
     trace_bytes: int = 2**30
+    cache_bytes: int = CACHE_BYTES
 
     def __post_init__(self):
         if self.key is not None and not (
@@ -42,13 +44,15 @@ class Settings:
             raise ConfigError("the API key must be printable ASCII without leading or trailing spaces")
         if self.key == "":
             raise ConfigError("the API key is empty: give one, or leave it out")
-        if self.trace_bytes < 1:
-            raise ConfigError(f"trace_bytes must be at least 1, got {self.trace_bytes}")
+        for name in ("trace_bytes", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """Return the app for these (name, model) pairs. `app.state.queue` runs all model work."""
-    served, queue, page, traces = ServedModels(models), WorkQueue(), BuiltPage(), TraceStore(settings.trace_bytes)
+    served, queue = ServedModels(models, settings.cache_bytes // 2), WorkQueue(settings.cache_bytes)
+    page, traces = BuiltPage(), TraceStore(settings.trace_bytes)
     api, preparation = glass.ServerRouter(served, traces), Preparation()
 
     @asynccontextmanager
@@ -97,6 +101,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
                     for choice in one.lm.choices
                 ],
                 "queue": queue.state,
+                "cache": {"bytes": queue.reserved, "limit": settings.cache_bytes},
                 "traces": traces.state,
             }
         )

@@ -23,8 +23,9 @@ from glassformer.text.chat.chat_template import TOKEN_NAMES
 # Fields that other servers have and that never change the generated text: any value is accepted. They name the client's
 # user, label or store the request, choose its price and priority, or make it faster.
 NO_EFFECT = frozenset({
-    "cache_prompt", "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
-    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
+    "cache_prompt", "cache_salt", "metadata", "parallel_tool_calls", "prediction", "priority", "prompt_cache_key",
+    "prompt_cache_options", "prompt_cache_retention", "request_id", "safety_identifier", "service_tier", "store",
+    "user",
 })  # fmt: skip
 
 # Fields of OpenAI's API that this server does not support, with the values that ask for nothing and are accepted.
@@ -294,6 +295,14 @@ class CompletionBody(OpenAIFields):
 class TextPart(Body):
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_type(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(kind := data.get("type"), str) and kind != "text":
+            message = f"a message part of the type {kind[:50]!r} is not supported: the only type is 'text'"
+            raise ApiError(400, message, param="messages", code="not_supported")
+        return data
 
 
 class MessageBody(Body):

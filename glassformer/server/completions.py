@@ -96,9 +96,9 @@ async def _respond(
     shape = response(job, body)
     if body.stream:
         return await EventStreamResponse(
-            request, queue.submit(job.chunks), shape.events, shape.final_events
+            request, queue.submit(job.chunks, memory=job.memory), shape.events, shape.final_events
         ).wait_started()
-    chunks = await collect(request, queue, job.chunks)
+    chunks = await collect(request, queue, job.chunks, memory=job.memory)
     return json_response(await asyncio.to_thread(shape.complete, chunks))
 
 

@@ -9,17 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from glassformer.cache.size import cached_numbers, tokens_that_fit
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens, check_ids
+from glassformer.inspect.capture.capture import format_bytes
 from glassformer.models.language_model import LanguageModel
 from glassformer.server.bodies import SEEDS, OpenAIFields
-from glassformer.server.errors import prompt_errors
+from glassformer.server.errors import ApiError, prompt_errors
 from glassformer.server.models import ServedModel
 from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
-# The limits of a batch of several prompts: sequences, and tokens for which the cache may have room.
-BATCH, BATCH_TOKENS = 32, 2**15
+BATCH = 32  # sequences of several prompts that are generated together
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class GenerationJob:
     score_only: bool = False
     edits: Sequence[Any] = ()
     n_prompt: int = field(init=False)
+    memory: int = field(init=False, default=0)  # of the largest batch, in bytes
 
     def __post_init__(self):
         self.n_prompt = sum(map(len, self.prompts))
@@ -76,6 +78,7 @@ class GenerationJob:
                     self._check_scored(prompts)
                 else:
                     self._stream(prompts, lambda: None)  # checks the prompts without generating
+                    self.memory = max(self.memory, self._check_memory(prompts))
 
     @property
     def lm(self) -> LanguageModel:
@@ -103,19 +106,51 @@ class GenerationJob:
                     yield self._chunk(event, batch[0] * self.n, offsets)
 
     def _batches(self) -> list[range]:
-        """Return the indices of the prompts of each batch: neighbours, as many as the limits allow."""
+        """Return the indices of the prompts of each batch: neighbours, as many as a request's memory allows."""
         context, limit = self.lm.config.context_length, self.options["max_tokens"]
         batches, begin, longest = [], 0, 0
         for p, prompt in enumerate(self.prompts):
             length = context if limit is None else min(len(prompt) + limit, context)
             size, longest = (p + 1 - begin) * self.n, max(longest, length)
-            if p > begin and (self.edits or size > BATCH or size * longest > BATCH_TOKENS):
+            n_bytes = size * cached_numbers(self.lm.config, longest) * self._itemsize
+            if p > begin and (self.edits or size > BATCH or n_bytes > self.served.request_bytes):
                 batches.append(range(begin, p))
                 begin, longest = p, length
         return [*batches, range(begin, len(self.prompts))]
 
+    def _check_memory(self, batch: range) -> int:
+        """Return the bytes of a batch's keys and values. ApiError if a request may not use as many."""
+        n_tokens, n_sequences = self._n_tokens(batch), len(batch) * self.n
+        n_bytes = n_sequences * cached_numbers(self.lm.config, n_tokens) * self._itemsize
+        if n_tokens > self._most_tokens(batch):
+            raise ApiError(
+                400, f"the keys and values of {n_sequences} sequences of {n_tokens:,} tokens take "
+                f"{format_bytes(n_bytes)}, and a request may use {format_bytes(self.served.request_bytes)}: ask for "
+                "fewer tokens or continuations, or start the server with more --cache-memory",
+                param="max_tokens", code="too_much_memory",
+            )  # fmt: skip
+        return n_bytes
+
+    def _n_tokens(self, batch: range) -> int:
+        """Return the largest number of tokens of a sequence of a batch, prompt included."""
+        longest, limit = max(len(self.prompts[p]) for p in batch), self.options["max_tokens"]
+        if limit is None:
+            return max(longest + 1, min(self.lm.config.context_length, self._most_tokens(batch)))
+        return longest + limit
+
+    def _most_tokens(self, batch: range) -> int:
+        """Return the number of tokens per sequence of a batch whose keys and values fit the memory of a request."""
+        n_numbers = self.served.request_bytes // (len(batch) * self.n * self._itemsize)
+        return tokens_that_fit(self.lm.config, n_numbers)
+
+    @property
+    def _itemsize(self) -> int:
+        return self.lm.model.embed.weight.element_size()
+
     def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent]:
         options = dict(self.options)
+        if options["max_tokens"] is None and self._most_tokens(batch) < self.lm.config.context_length:
+            options["max_tokens"] = self._n_tokens(batch) - max(len(self.prompts[p]) for p in batch)
         if self.seed is not None:
             options |= {"seed": (self.seed + batch[0] * self.n) % SEEDS}
         if self.edits:

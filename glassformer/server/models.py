@@ -28,14 +28,15 @@ ALTERNATIVES: dict[str, str] = {
 }
 
 
+CACHE_BYTES = 4 * 2**30  # of the keys and values of all running requests; one may use half of it
 DEFAULT_CONTEXT = 2**15  # tokens of a text for a model without a context length: a recurrent one
 
 
 class ServedModel:
-    """One model and its name."""
+    """One model and its name. request_bytes: the memory for the keys and values of one request."""
 
-    def __init__(self, name: str, lm: AnyModel):
-        self.name, self.lm, self.created = name, lm, int(time.time())
+    def __init__(self, name: str, lm: AnyModel, request_bytes: int = CACHE_BYTES // 2):
+        self.name, self.lm, self.created, self.request_bytes = name, lm, int(time.time()), request_bytes
 
     @property
     def kind(self) -> ModelKind:
@@ -93,13 +94,14 @@ class ServedModel:
     def chat_ids(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Encode a conversation with the model's chat template.
 
-        variables: of the template. Raises RequestError for one that the template does not read.
+        variables: of the template. Raises RequestError for one that the template does not read, unless it is false,
+        which is the same as undefined.
         """
         if self.chat_template is None:
             raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
         source, variables = self.chat_template.source, variables or {}
-        for name in variables:
-            if not re.search(rf"\b{re.escape(name)}\b", source):
+        for name, value in variables.items():
+            if value and not re.search(rf"\b{re.escape(name)}\b", source):
                 message = (
                     f"{name[:50]} has no effect: the chat template of {self.name!r} does not read it; leave it out"
                 )
@@ -154,12 +156,12 @@ class ServedModel:
 class ServedModels:
     """All served models."""
 
-    def __init__(self, models: Iterable[tuple[str, AnyModel]]):
+    def __init__(self, models: Iterable[tuple[str, AnyModel]], request_bytes: int = CACHE_BYTES // 2):
         self.all: dict[str, ServedModel] = {}
         for name, lm in models:
             if name in self.all:
                 raise ConfigError(f"two models have the name {name!r}: give NAME=MODEL")
-            self.all[name] = ServedModel(name, lm)
+            self.all[name] = ServedModel(name, lm, request_bytes)
 
     def __getitem__(self, name: str) -> ServedModel:
         if name not in self.all:

@@ -14,7 +14,7 @@ from glassformer.server.errors import ErrorBody
 DESCRIPTION = """A Transformer language model over HTTP: text generation, and inspection of every activation.
 
 **The OpenAI routes** (`/v1/models`, `/v1/completions`, `/v1/chat/completions`) work with OpenAI's clients. A field that
-is not supported is rejected with an error that names it.
+is not supported is rejected with an error that names it, unless it cannot change the text or its value is null.
 
 **The inspection routes** (`/v1/traces`, views, tensors, sweeps): a trace holds what a model computed on one text. Every
 view has a `receipt`: a line of Python that returns the same numbers, the identity that was used to check them, and the
@@ -136,6 +136,7 @@ HEALTH = response(
             }
         ],
         "queue": {"running": 0, "waiting": 0},
+        "cache": {"bytes": 0, "limit": 4294967296},
         "traces": {"count": 0, "bytes": 0, "limit": 1073741824},
     }
 )

@@ -161,6 +161,12 @@ class WorkQueue:
             n_started = sum(job.started for job in (*self._running, *self._looks))
             return {"running": n_started, "waiting": len(self._jobs) - n_started}
 
+    @property
+    def reserved(self) -> int:
+        """The bytes that the running jobs may use."""
+        with self._changed:
+            return sum(job.memory for job in self._running)
+
     def submit(self, work: Work[T], *, quick: bool = False, memory: int = 0) -> Job[T]:
         """Add work to the queue.
 

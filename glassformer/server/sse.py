@@ -36,9 +36,11 @@ async def _wait_for_disconnect(receive: Receive, job: Job) -> None:
     job.cancel()
 
 
-async def collect(request: Request, queue: WorkQueue, work: Work[T], *, quick: bool = False) -> list[T]:
+async def collect(
+    request: Request, queue: WorkQueue, work: Work[T], *, quick: bool = False, memory: int = 0
+) -> list[T]:
     """Run work in the queue and return all its items."""
-    job = queue.submit(work, quick=quick)
+    job = queue.submit(work, quick=quick, memory=memory)
     async with cancel_on_disconnect(request, job):
         return [item async for item in job]
 

@@ -14,6 +14,9 @@ _SPECIAL = re.compile(r"<\|.*\|>\Z", re.DOTALL)  # <|endoftext|>, <|fim_prefix|>
 _MARKUP = re.compile(r"<.*>\Z|\[.*\]\Z", re.DOTALL)  # <tool_call>, [INST], ...: special if the chat template uses them
 
 _WORD = re.compile(r"\w")
+_WHITE_SPACE = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in "\x1c\x1d\x1e\x1f")
+"""Unicode's White_Space characters; `str.isspace` adds four separators to them."""
+_SPACES = re.compile(f"[{re.escape(_WHITE_SPACE)}]*")
 
 MAX_ID = (1 << 22) - 1  # tables by id must fit into memory; the largest published vocabularies have a million tokens
 Vocabulary = dict[str, Annotated[int, Interval(ge=0, le=MAX_ID)]]
@@ -94,18 +97,13 @@ class SpecialTokenSplitter:
                 token, (start, end) = self.tokens[match[0]], match.span()
                 if token.single_word and (_WORD.match(text, end) or (start and _WORD.match(text, start - 1))):
                     continue
-                while token.lstrip and start > at and _is_space(text[start - 1]):
-                    start -= 1
-                while token.rstrip and end < len(text) and _is_space(text[end]):
-                    end += 1
+                if token.lstrip:
+                    start = at + len(text[at:start].rstrip(_WHITE_SPACE))
+                if token.rstrip:
+                    end = _SPACES.match(text, end).end()  # pyright: ignore[reportOptionalMemberAccess]
                 if start > at:
                     yield at, start, None
                 yield start, end, token.id
                 at = end
         if at < len(text):
             yield at, len(text), None
-
-
-def _is_space(char: str) -> bool:
-    """Return whether a character has Unicode's White_Space property; `str.isspace` adds four separators to it."""
-    return char.isspace() and char not in "\x1c\x1d\x1e\x1f"

@@ -1,5 +1,8 @@
 """The dense cache equals recomputation: for every chunking, in uneven batches, after select and truncate."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -135,6 +138,19 @@ def test_bytes_follow_the_tokens_not_the_capacity(dtype):
     assert lengths == [(n, 32 if n <= 32 else 64) for n in range(4, 65, 4)]
     with pytest.raises(CapacityError):
         cache.extend([1, 1, 1])
+
+
+def test_storage_is_freed_without_garbage_collection():
+    model = MODELS["window 4"]
+    cache = DenseCache.of(model.config, 2, 40)
+    run_cached(model, random_ids(model.config, 2, 5), [4, 1], cache)
+    stored = [weakref.ref(tensor) for slot in cache.slots for tensor in slot.tensors()]
+    gc.disable()
+    try:
+        del cache
+        assert [ref() for ref in stored] == [None] * 6
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "window 4", "window 30", "gpt2", "deepseek_v2"])

@@ -1,5 +1,6 @@
 """`glassformer inspect`: terminal, JSON and PNG output equal the tensors; invalid options raise errors."""
 
+import inspect
 import io
 import json
 import re
@@ -110,6 +111,28 @@ def test_edit_is_compared_with_the_unedited_text(capfd, lm, tmp_path):
     out = tmp_path / "look.json"
     assert json.loads(run(capfd, TEXT, "--edit", CUT, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
     assert json.loads(out.read_text())["summary"] == plain(lm.trace(TEXT, edit=[from_json(json.loads(CUT))]).summary())
+
+
+@pytest.mark.parametrize("option", ["--target", "--target-token", "--target_token"])
+def test_the_target_of_a_view(capfd, t, option):
+    found = json.loads(run(capfd, TEXT, "--view", "attribution", option, " Max", "--rival", " Ann", "--json").out)
+    assert found["data"] == plain(t.attribution(position=-1, target=" Max", rival=" Ann"))
+    assert found["data"]["target"][1] == " Max"
+
+
+def test_options_of_a_view_have_hyphens(capfd, t):
+    found = json.loads(run(capfd, TEXT, "--view", "sampling", "--top-k", "7", "--min-p", "0.1", "--json").out)
+    assert found["data"] == plain(t.sampling(position=-1, top_k=7, min_p=0.1))
+
+
+def test_no_parameter_of_a_view_is_hidden_by_an_option():
+    """An option of the command takes precedence over a parameter of the same name: `target` has a rule of its own."""
+    from glassformer.cli.common import Machine
+    from glassformer.cli.inspect import inspect as command
+
+    options = {*inspect.signature(command).parameters, *inspect.signature(Machine).parameters} - {"parameters"}
+    hidden = {name for view in VIEWS.values() for name in view.parameters if name in options}
+    assert hidden == {"target", "text"}  # the text is that of the command
 
 
 def test_text_comes_from_stdin(capfd, monkeypatch, t):

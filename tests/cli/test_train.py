@@ -1,6 +1,10 @@
 """`train` and `eval` in detail: what a command leaves behind, its exit status, and what it reports."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from test_cli import TEXT, run_error, run_ok
@@ -54,3 +58,25 @@ def test_training_reports_the_share_of_unknown_held_out_tokens(capfd, data, tmp_
     assert record["unknown"] == pytest.approx(40 / 1000, rel=0.01)
     assert "bits_per_byte" not in record
     assert "4.00% unknown tokens" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_run_has_the_exit_status_of_its_signal_and_says_how_to_resume(data, tmp_path, number, status):
+    out = tmp_path / "my run"
+    command = [sys.executable, "-m", "glassformer", "train", str(data), "--out", str(out), *SMALL]
+    command[command.index("--steps") + 1] = "100000"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        shown = ""
+        while "step 0: held-out" not in shown:
+            line = process.stderr.readline()
+            assert line, shown
+            shown += line
+        process.send_signal(number)
+        shown += process.stderr.read()
+    assert process.returncode == status, shown
+    last = shown.strip().splitlines()[-1]
+    assert last.startswith("stopped at step ")
+    assert last.endswith(f" of 100000; resume with: glassformer train --out '{out}' --resume")

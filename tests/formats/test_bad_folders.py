@@ -65,7 +65,7 @@ BAD = {
     "config is a list": (write("config.json", b"[1]"), r"config\.json must hold a JSON object, got list"),
     "config is not text": (write("config.json", b"\xff\xfe\0"), r"config\.json is not UTF-8"),
     "config is deep": (write("config.json", b'{"a":' + b"[" * 200_000), r"config\.json nests more than 100 levels"),
-    "config has a long number": (write("config.json", b'{"a":' + b"9" * 5000 + b"}"), "config.json is not valid JSON"),
+    "config has long number": (write("config.json", b'{"a":' + b"9" * 5000 + b"}"), r"config\.json is not valid JSON"),
     "config without model_type": (write("config.json", b"{}"), "unknown model_type None"),
     "unknown model_type": (set_config(model_type="lama2"), "the keys are most like those of 'llama'"),
     "unknown key": (set_config(strange_scale=2.0), r"config\.json: .* does not understand: strange_scale"),

@@ -118,7 +118,7 @@ def test_truncated_config_raises(folder):
     whole = path.read_bytes().rstrip()
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
             load_decoder(folder)
     for invalid in (b"[]", b"3", b'"x"', b"null"):
         path.write_bytes(invalid)

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached, tiny, tiny_config
+from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached, tiny, tiny_config, wake
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect.capture import points
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.attend import KV, attend_sdpa
+from glassformer.nn.model import Decoder
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import Step
 
@@ -255,3 +257,23 @@ def test_tap_sees_only_the_new_tokens_of_a_cached_forward_pass():
     run(model, ids, tap=full)
     for name, value in tap.seen.items():
         torch.testing.assert_close(value, full.seen[name][:, 5:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_points_of_a_deep_model_are_made_once(monkeypatch):
+    """A trace does not match all names with patterns: its time grows with the layers, not with their square."""
+    calls = {}
+    for n in (8, 16, 32):
+        config = tiny_config("llama")
+        lm = LanguageModel(wake(Decoder(replace(config, layers=config.layers[:1] * n))))
+        matched, made = [], points._make_points.cache_info().misses
+        monkeypatch.setattr(points, "fnmatchcase", lambda *given, matched=matched: matched.append(given))
+        t = lm.trace([5, 3, 9])
+        assert t.lens().receipt.error == 0
+        assert t["blocks.3.attn.z"].error < 1e-3
+        assert points._make_points.cache_info().misses == made + 1
+        calls[n] = len(matched)
+        monkeypatch.undo()
+    assert calls == {8: 0, 16: 0, 32: 0}
+    config = tiny_config("gpt2")
+    assert points.points(config) is points.points(config)
+    assert "attn.latent" not in " ".join(points.points(config)), "of this config, not of another"

@@ -11,6 +11,7 @@ from test_sourced import RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLA
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect.capture.points import points
 from glassformer.inspect.edits.edit import ablate, add, patch, scale
+from glassformer.inspect.record.store import tensor_file
 from glassformer.models.embedder import Embedder
 from glassformer.models.translator import Translator
 
@@ -166,19 +167,28 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     from safetensors.torch import load_file, save_file
 
     numbers = load_file(tmp_path / "t" / about["tensors"])
+
+    def rewrite(folder, about, numbers):
+        """Write a description and tensors with the digest that they have."""
+        about = about | {"tensors": tensor_file(about, numbers)}
+        save_file(numbers, folder / about["tensors"])
+        (folder / "trace.json").write_text(json.dumps(about))
+
     for change, message in (
-        ({"kind": "recurrent"}, "no complete trace"), ({"source": None}, "no complete trace"),
-        ({"target": 3}, "no complete trace"),
+        ({"kind": "recurrent"}, "no complete trace"), ({"source": None}, "source: input should be a valid list"),
+        ({"target": 3}, "target: input should be a valid list"), ({"source": []}, "source must have 1 to 64 tokens"),
+        ({"target": about["target"][1:]}, "target must have"), ({"source": [10**9]}, "source must be tokens from 0"),
         ({"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "no point 'rnn.probs'"),
-        ({"kind": "sonnet"}, "no complete trace"), ({"source": about["source"][:-1]}, "no complete trace"),
+        ({"kind": "sonnet"}, "kind: input should be 'decoder'"),
+        ({"source": about["source"][:-1]}, "no complete trace"),
     ):  # fmt: skip
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
         shutil.copytree(tmp_path / "t", tmp_path / "u")
-        (tmp_path / "u" / "trace.json").write_text(json.dumps(about | change))
+        rewrite(tmp_path / "u", about | change, numbers)
         with pytest.raises(CheckpointError, match=message):
             one.load_trace(tmp_path / "u")
     for lost in ("encoder.final.norm", "blocks.1.cross.v"):
-        save_file({name: t for name, t in numbers.items() if name != lost}, tmp_path / "t" / about["tensors"])
+        rewrite(tmp_path / "t", about, {name: t for name, t in numbers.items() if name != lost})
         with pytest.raises(CheckpointError, match=f"no complete trace: .*{lost}"):
             one.load_trace(tmp_path / "t")
     assert lost in points(one.config)

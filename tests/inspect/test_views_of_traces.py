@@ -370,10 +370,10 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     for damage, message in (
         (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no complete trace"),
         (lambda f: (f / name).unlink(), "no complete trace"),
-        (lambda f: (f / "trace.json").write_text("{"), "no complete trace"),
-        (lambda f: (f / "trace.json").write_text("{}"), "no complete trace"),
-        (lambda f: (f / "trace.json").unlink(), "no complete trace"),
-        (lambda f: (f / "trace.json").write_text('{"format": 9}'), "format 9, and this version reads 1"),
+        (lambda f: (f / "trace.json").write_text("{"), "trace.json is not valid JSON"),
+        (lambda f: (f / "trace.json").write_text("{}"), "has format None, and this version reads 2"),
+        (lambda f: (f / "trace.json").unlink(), "could not be read: No such file"),
+        (lambda f: (f / "trace.json").write_text('{"format": 9}'), "format 9, and this version reads 2"),
     ):
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
         shutil.copytree(tmp_path / "t", tmp_path / "u")

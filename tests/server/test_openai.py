@@ -1,5 +1,7 @@
 """OpenAI's routes with OpenAI's own client, against what the same model says without a server."""
 
+import json
+
 import openai
 import pytest
 from server.conftest import assert_error, serving
@@ -175,27 +177,29 @@ def test_a_list_of_prompts_is_one_batch(client, lms):
     assert len(passes) == 12, "one forward pass for a step of all prompts"
 
 
-def test_batches_are_bounded_by_their_tokens(lms, monkeypatch):
+def test_batches_fit_the_memory_of_a_request(lms):
     """Sequences of one batch have room for as many tokens as the longest of them."""
+    from glassformer.cache.size import cached_numbers
     from glassformer.server import generation
     from glassformer.server.bodies import CompletionBody
     from glassformer.server.models import ServedModel
 
-    monkeypatch.setattr(generation, "BATCH_TOKENS", 100)
+    config = lms["talker"].config
 
-    def batches(lengths, max_tokens, n=1, edits=()):
+    def batches(fit, lengths, max_tokens, n=1, edits=()):
         body = CompletionBody(model="talker", prompt=[[5] * length for length in lengths], n=n)
+        n_sequences, n_tokens = fit
+        served = ServedModel("talker", lms["talker"], n_sequences * cached_numbers(config, n_tokens) * 4)
         limit = ("max_tokens", max_tokens)
-        served = ServedModel("talker", lms["talker"])
         job = generation.make_job(served, body, body.prompts(), max_tokens=limit, n=n, edits=edits)
         return [list(batch) for batch in job._batches()]
 
-    assert batches([10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
-    assert batches([10, 10, 41, 10], 10) == [[0, 1], [2], [3]]
-    assert batches([90, 1, 1], 10) == [[0], [1, 2]]
-    assert batches([1, 1, 1], 9, n=4) == [[0, 1], [2]]
-    assert batches([1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context of 256"
-    assert batches([1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
+    assert batches((5, 20), [10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
+    assert batches((5, 20), [10, 10, 40, 10], 10) == [[0, 1], [2, 3]]
+    assert batches((8, 20), [1, 1, 1], 19, n=4) == [[0, 1], [2]]
+    assert batches((1, 256), [1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context"
+    assert batches((2, 256), [1, 1], None) == [[0, 1]]
+    assert batches((5, 20), [1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
 
 
 def test_stop_strings_end_the_text(client, lms):
@@ -332,6 +336,34 @@ def test_load_generators_get_the_number_of_tokens_they_ask_for(client, lms):
     assert (chat.choices[0].finish_reason, chat.usage.completion_tokens) == ("length", 7)
 
 
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+LOADS = {
+    "vllm bench": {"prompt": "the", "repetition_penalty": 1.0, "temperature": 0.0, "max_tokens": 8, "logprobs": None,
+                   "ignore_eos": True} | STREAMED,
+    "vllm bench, chat": {"messages": [{"role": "user", "content": [{"type": "text", "text": "the"}]}],
+                         "temperature": 0.0, "max_completion_tokens": 8, "ignore_eos": True, "request_id": "r1",
+                         } | STREAMED,
+    "sglang": {"prompt": "the", "temperature": 0.0, "best_of": 1, "max_tokens": 8, "ignore_eos": True} | STREAMED,
+    "guidellm": {"prompt": "the", "max_tokens": 8, "stop": None, "ignore_eos": True, "stream": True,
+                 "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    "genai-perf": {"prompt": ["the"], "n": 1, "max_tokens": 8, "min_tokens": 8, "ignore_eos": True} | STREAMED,
+    "without reasoning": {"messages": [{"role": "user", "content": "the"}], "max_tokens": 8, "ignore_eos": True,
+                          "chat_template_kwargs": {"enable_thinking": False}} | STREAMED,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_bodies_of_load_generators(http, name):
+    """Each gets exactly the tokens that it asks for."""
+    route = "/v1/chat/completions" if "messages" in LOADS[name] else "/v1/completions"
+    answer = http.post(route, json={"model": "talker"} | LOADS[name])
+    assert answer.status_code == 200, answer.text
+    *events, last = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert last["usage"]["completion_tokens"] == 8
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("kind", ["completions", "chat"])
 def test_every_chunk_holds_the_counts_so_far(client, lms, kind):
     options = {"include_usage": True, "continuous_usage_stats": True}
@@ -463,8 +495,6 @@ def test_a_full_context_is_scored(client, lms):
     ],
 )
 def test_bad_completion_fields_are_rejected(http, change, param, words):
-    import json
-
     body = {"model": "talker", "prompt": "the", "max_tokens": 2} | change
     answer = http.post("/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"})
     if words is None:
@@ -481,7 +511,11 @@ def test_bad_completion_fields_are_rejected(http, change, param, words):
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", ["'system'", "got 'boss'"]),
         ({"messages": [{"role": "user"}]}, "messages[0].content", ["missing"]),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", ["valid string, or a valid list"]),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, ["text"]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            "messages",
+            ["'image_url' is not supported", "only type is 'text'"],
+        ),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["missing", "role user"]),
         ({"messages": [{"role": "user", "content": "x", "frob": 1}]}, "frob", ["unknown field 'frob'"]),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool_calls", ["not supported"]),

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from costly_templates import check_ends
 
 from glassformer.text.chat.render_process import MAX_PROCESSES, RenderError, TemplateRenderer
 
@@ -106,6 +107,13 @@ def test_template_that_needs_too_much_memory_is_stopped(renderer, name):
         render(renderer, "\n\n" + MEMORY[name])
     assert error.value.line == (None if name == "output" else 3), "the output is joined behind the last line"
     assert render(renderer, "{{ 1 + 1 }}") == "2"
+
+
+def test_random_costly_templates_end_with_a_result_or_an_error_with_its_line(renderer):
+    ends = check_ends(renderer, seed=0, count=60)
+    assert sum(ends.values()) == 60
+    assert ends["rendered"]
+    assert ends["error"]
 
 
 @pytest.mark.parametrize(

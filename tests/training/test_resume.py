@@ -96,8 +96,18 @@ def test_more_steps_lengthen_a_run(tokenizer, tmp_path):
     assert run.step == 6
     assert len(losses(tmp_path / "run")) == 6
     assert "steps was 4, now 6" in log.all("on_message")[0][0]
+    assert any("after step 4, other budget: the learning rate was" in text for text, *_ in log.all("on_message"))
     with pytest.raises(ConfigError, match="is at step 6 already, which is more than the 3 steps given"):
         tiny_run(tmp_path / "run", tokenizer, steps=3, resume=True)
+
+
+def test_seconds_that_are_used_up_raise_error(tokenizer, tmp_path):
+    timed = {"steps": None, "eval_every": 0, "save_every": 4}
+    tiny_run(tmp_path / "run", tokenizer, seconds=0.7, **timed)
+    before = end_state(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"seconds already, which is more than the 0.1 seconds given"):
+        tiny_run(tmp_path / "run", tokenizer, seconds=0.1, resume=True, **timed)
+    assert end_state(tmp_path / "run") == before
 
 
 def test_differences_are_reported_on_resume(tokenizer, tmp_path):

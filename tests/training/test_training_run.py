@@ -2,17 +2,23 @@
 
 import math
 import os
+import re
 import signal
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from itertools import pairwise
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import (
     SHAPE,
+    Crash,
     Log,
+    crash,
     end_state,
     losses,
     make_tokenizer,
@@ -24,7 +30,7 @@ from tiny_runs import (
 )
 
 import glassformer
-from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, DataError, GlassformerError
 from glassformer.training.config import (
     LanguageModelTaskConfig,
     OptimConfig,
@@ -108,19 +114,25 @@ def test_sampling_and_evaluating_change_nothing(tokenizer, tmp_path):
     assert all(text.startswith("anna") and len(text) > 4 for _, text in samples)
 
 
+class Clock(Log):
+    """Time that passes only by steps, evaluations and checkpoints, in seconds each."""
+
+    def __init__(self, **seconds):
+        super().__init__()
+        self.now, self.seconds = 0.0, {"on_step": 0.05, "on_eval": 0.3} | seconds
+
+    def hear(self, name, *values, **named):
+        super().hear(name, *values, **named)
+        self.now += self.seconds.get(name, 0.0)
+
+    def install(self, monkeypatch):
+        for module in (loop, trainer):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
 def test_budget_in_seconds_fixes_the_steps_once(tokenizer, tmp_path, monkeypatch):
-    class Clock(Log):
-        """Time that passes only by steps (0.05 s each) and evaluations (0.3 s)."""
-
-        now = 0.0
-
-        def hear(self, name, *values, **named):
-            super().hear(name, *values, **named)
-            self.now += {"on_step": 0.05, "on_eval": 0.3}.get(name, 0.0)
-
     log = Clock()
-    for module in (loop, trainer):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: log.now))
+    log.install(monkeypatch)
     run = tiny_run(tmp_path / "run", tokenizer, log, steps=None, seconds=20.0, eval_every=0, save_every=0)
     plan = log.all("on_plan")[0][0]
     assert len(log.all("on_plan")) == 1
@@ -132,6 +144,51 @@ def test_budget_in_seconds_fixes_the_steps_once(tokenizer, tmp_path, monkeypatch
     evaluated = [r["step"] for r in metrics(run.folder) if "held_out_loss" in r]
     assert evaluated == [0, *range(plan.eval_every, plan.steps, plan.eval_every), plan.steps]
     assert 2 <= len(evaluated) - 1 <= 0.05 * 20 / 0.3  # evaluating takes its share of the time, not more
+
+
+@pytest.mark.parametrize("budget", [{"steps": 40}, {"steps": None, "seconds": 300.0}])
+def test_checkpoints_are_at_most_a_minute_apart(tokenizer, tmp_path, monkeypatch, budget):
+    log = Clock(on_step=7.0)
+    log.install(monkeypatch)
+    tiny_run(tmp_path / "run", tokenizer, log, save_every=0, eval_every=1000, **budget)
+    times, now = [0.0], 0.0
+    for name, *_ in log.said:
+        now += log.seconds.get(name, 0.0)
+        if name == "on_checkpoint":
+            times.append(now)
+    assert len(times) > 3
+    assert max(b - a for a, b in pairwise(times)) <= 60
+    slow = Clock(on_step=7.0, on_checkpoint=30.0)
+    slow.install(monkeypatch)
+    tiny_run(tmp_path / "slow", tokenizer, slow, save_every=0, eval_every=1000, steps=40)
+    saved = [step for step, *_ in slow.all("on_checkpoint")]
+    assert saved == [8, 40]  # the first after a minute; then they would take more than a tenth of the time
+
+
+def test_slow_machine_gets_a_smaller_batch(tokenizer, tmp_path, monkeypatch):
+    def config(name, **changes):
+        return tiny_config(tmp_path / name, tokenizer, steps=None, save_every=0, eval_every=0, batch=0, **changes)
+
+    clock = Clock(on_step=1.0)
+    clock.install(monkeypatch)
+    real = Compute.loss
+
+    def loss(self, model, batch):
+        clock.now += 0.02 * len(batch.ids) if torch.is_grad_enabled() else 0.0
+        return real(self, model, batch)
+
+    monkeypatch.setattr(Compute, "loss", loss)
+    train(config("slow", seconds=60.0), documents=texts(200), reporter=clock)  # 93 steps of 32
+    recorded = RunFile.read(tmp_path / "slow").config
+    assert recorded.batch == 8
+    assert "batch 8: with 32, 60 seconds are 94 steps on this machine" in clock.all("on_start")[0][0].choices
+    fast = Clock(on_step=1.0)
+    fast.install(monkeypatch)
+    train(config("fast", seconds=20.0), documents=texts(200), reporter=fast)
+    assert RunFile.read(tmp_path / "fast").config.batch == 32
+    again = replace(config("slow", seconds=60.0), resume=True)
+    assert train(again, documents=texts(200)).step == train(again, documents=texts(200)).step
+    assert RunFile.read(tmp_path / "slow").config.batch == 8
 
 
 def test_tokens_become_steps(tokenizer, tmp_path):
@@ -234,9 +291,28 @@ def test_continue_from_another_model(tokenizer, tmp_path):
     second = tiny_run(tmp_path / "second", tokenizer, steps=2, from_model=str(first.folder))
     begun = metrics(second.folder)[0]["held_out_loss"]
     assert begun == metrics(first.folder)[-1]["held_out_loss"]
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        tiny_run(tmp_path / "none", tokenizer, from_model=str(tmp_path))
     shorter = replace(SHAPE, context=99)
     with pytest.raises(ConfigError, match="training sequences of 99 tokens exceed the model's context of 16"):
         tiny_run(tmp_path / "third", tokenizer, steps=2, from_model=str(first.folder), model=shorter)
+
+
+def test_continued_model_has_lower_rates_and_a_run_that_gets_worse_says_so(tokenizer, tmp_path):
+    new, continued = TrainConfig().filled_optim, TrainConfig(from_model="x").filled_optim
+    assert (new.lr, new.embed_lr, new.scalar_lr) == (0.02, 0.005, 0.005)
+    assert (continued.lr, continued.embed_lr, continued.scalar_lr) == pytest.approx((2e-4, 5e-5, 5e-5))
+    given = replace(TrainConfig(from_model="x"), optim=OptimConfig(name="adamw", lr=0.5)).filled_optim
+    assert (given.lr, given.embed_lr, given.scalar_lr) == (0.5, 0.5, 0.5)
+    first = tiny_run(tmp_path / "first", tokenizer, steps=40, eval_every=40, save_every=40)
+    log = Log()
+    fine = tiny_run(tmp_path / "fine", tokenizer, log, from_model=str(first.folder))
+    evaluated = [r["held_out_loss"] for r in metrics(fine.folder) if "held_out_loss" in r]
+    assert max(evaluated) < evaluated[0] + 0.01
+    lr = OptimConfig(lr=0.5, embed_lr=0.5, muon_dtype="float32")
+    tiny_run(tmp_path / "worse", tokenizer, log, from_model=str(first.folder), optim=lr)
+    told = [text for text, warning in log.all("on_message") if warning and "worse" not in text]
+    assert re.match(r"no checkpoint is better than the start: the held-out loss is [\d.]+ at step 0", told[-1])
 
 
 def test_tokenizer_is_trained_by_default(tmp_path):
@@ -268,15 +344,44 @@ def test_failed_compilation_is_reported_and_not_used(tokenizer, tmp_path, monkey
     assert losses(tmp_path / "run") == losses(tmp_path / "eager")
 
 
-def test_tensorboard_is_written(tokenizer, tmp_path):
+def test_tensorboard_has_each_step_once_after_a_crash(tokenizer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tiny_run(tmp_path / "run", tokenizer, steps=2, tensorboard=True)
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    with pytest.raises(Crash):
+        tiny_run(tmp_path / "run", tokenizer, Log({7: crash}), save_every=4, tensorboard=True)
+    tiny_run(tmp_path / "run", tokenizer, save_every=4, tensorboard=True, resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+    assert [event.step for event in events.Scalars("held_out_loss")] == [0, 2, 4, 6, 8]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "run"))
+
+
+def test_wandb_run_is_continued(tokenizer, tmp_path, monkeypatch):
+    """With a stand-in for the package, which needs an account: the arguments that its documentation gives."""
+    started, logged = [], []
+    module = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    run = SimpleNamespace(log=lambda values, step: logged.append(step), finish=lambda: None)
+    module.init = lambda **options: started.append(options) or run
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    tiny_run(tmp_path / "run", tokenizer, steps=2, wandb=True)
+    tiny_run(tmp_path / "run", tokenizer, steps=4, wandb=True, resume=True)
+    tiny_run(tmp_path / "other", tokenizer, steps=2, wandb=True)
+    ids = [options["id"] for options in started]
+    assert ids[0] == ids[1] != ids[2]
+    assert all(options["resume"] == "allow" for options in started)
+    assert set(logged[:-3]) == {0, 1, 2, 3, 4}
+
+    def fail(**_):
+        raise RuntimeError("not logged in")
+
+    module.init = fail
+    with pytest.raises(ConfigError, match="could not be started: not logged in"):
+        tiny_run(tmp_path / "new", tokenizer, wandb=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_missing_extra_raises_error_with_install_command(tokenizer, tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'glassformer\[wandb\]'"):
         tiny_run(tmp_path / "run", tokenizer, wandb=True)

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 from glassformer.config import EncoderConfig, LayerConfig, ModelConfig, RecurrentConfig, TextEncoderConfig
@@ -167,11 +168,30 @@ ALIGN = (  # T values [B, 1, ...] where the step of a target token depends on th
 )
 
 
-def points(config: AnyConfig | EncoderConfig) -> dict[str, Point]:
+class SameConfig:
+    """A config as the key of a cache: compared by identity, which takes less time than all of its fields."""
+
+    def __init__(self, config: AnyConfig | EncoderConfig):
+        self.config = config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameConfig) and self.config is other.config
+
+
+def points(config: AnyConfig | EncoderConfig) -> Mapping[str, Point]:
     """Return every point of a model by name, in the order of the forward pass, the encoder of a seq2seq model first.
 
-    The points of an encoder-only model have no prefix.
+    The points of an encoder-only model have no prefix. They are made once for each config object.
     """
+    return _make_points(SameConfig(config))
+
+
+@lru_cache(64)
+def _make_points(same: SameConfig) -> Mapping[str, Point]:
+    config = same.config
     if isinstance(config, TextEncoderConfig):
         heads = (
             (POOLED if config.pooler else ())
@@ -212,29 +232,11 @@ def derived(config: AnyConfig | EncoderConfig) -> list[str]:
 
 def find(config: AnyConfig | EncoderConfig, name: str, param: str = "point") -> Point:
     """Return a point by name. RequestError names the closest point where the model does not have it."""
-    found = _one(config, name)
+    found = points(config).get(name)
     if found is None:
         near = difflib.get_close_matches(name, points(config), n=1, cutoff=0.0)
         raise RequestError(f"this model has no point {name!r}; the closest name is {near[0]!r}", param=param)
     return found
-
-
-def _one(config: AnyConfig | EncoderConfig, name: str) -> Point | None:
-    """Return `points(config).get(name)` without making the other points."""
-    if not isinstance(config, ModelConfig):
-        return points(config).get(name)
-    prefix, bare = (ENCODER, name.removeprefix(ENCODER)) if name.startswith(ENCODER) else ("", name)
-    stack = config.encoder if prefix else config
-    number = re.match(r"blocks\.(0|[1-9]\d*)\.", bare)
-    i = 0 if number is None else int(number[1])
-    known = EMBED + FINAL + (() if prefix else HEAD) if number is None else BLOCK
-    bare = bare if number is None else f"blocks.{{i}}.{bare[number.end() :]}"
-    if stack is None or i >= stack.n_layers:
-        return None
-    for point in known:
-        if point.name == bare and (point.only is None or point.only(stack, stack.layers[i])):
-            return replace(point, name=prefix + point.name, needs=tuple(prefix + need for need in point.needs))
-    return None
 
 
 def match(config: AnyConfig | EncoderConfig, patterns: Sequence[str], param: str = "capture") -> list[str]:
@@ -244,6 +246,9 @@ def match(config: AnyConfig | EncoderConfig, patterns: Sequence[str], param: str
     """
     known, found = points(config), set()
     for pattern in patterns:
+        if pattern in known:
+            found.add(pattern)
+            continue
         some = [name for name in known if fnmatchcase(name, pattern)]
         found.update(some or [find(config, pattern, param).name])
     return [name for name in known if name in found]

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NotRequired, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from glassformer.atomic import write_text
 from glassformer.config import as_dict
-from glassformer.errors import CheckpointError, RequestError
+from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.formats.safetensors_file import save_tensors
+from glassformer.generate.session import max_source_tokens, vocab_sizes
 from glassformer.inspect.capture.capture import required_points
 from glassformer.inspect.capture.points import ENCODER, find, points, sizes
 from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
@@ -26,11 +31,13 @@ from glassformer.inspect.edits.edit import Store, from_json
 from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.recurrent import RecurrentTrace, SourceTokens
 from glassformer.inspect.trace.seq2seq import Seq2seqTrace
-from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.trace.trace import ModelKind, Trace
+from glassformer.json_file import check_schema, read_json
 from glassformer.nn.protocols import EncodedSource
 
-FORMAT, ABOUT, LAST, EDIT = 1, "trace.json", "last_logits", "edit."
+FORMAT, ABOUT, LAST, EDIT = 2, "trace.json", "last_logits", "edit."
 ANY_LENGTH = 1 << 31  # an edit may name positions that generation did not reach
+TENSOR_FILE = r"trace-[0-9a-f]{16}\.safetensors"
 SAMPLE = 1024  # numbers of each parameter in a fingerprint, in addition to the sum of all
 T = TypeVar("T", bound=Trace)
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -63,17 +70,13 @@ def save(t: Trace, folder: str | Path) -> None:
         name: tensor.clone() for name, tensor in tensors.items()
     }  # safetensors rejects tensors that share memory
     about: dict[str, Any] = {
-        "format": FORMAT, "kind": t.kind, "fingerprint": signature(t.model), "ids": t.ids, "n_prompt": t.n_prompt,
-        "finish": t.finish, "seed": t.seed, "rereads": t.reprefills, "budget": t.budget,
+        "format": FORMAT, "kind": t.kind, "fingerprint": signature(t.model), "ids": list(t.ids), "n_prompt": t.n_prompt,
+        "finish": t.finish, "seed": t.seed, "rereads": list(t.reprefills), "budget": t.budget,
         "edits": [edit.json for edit in t.edits],
     }  # fmt: skip
     if t.source is not None:
-        about |= {"source": t.source_ids, "target": t.target}
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
-    about["tensors"] = f"trace-{digest.hexdigest()[:16]}.safetensors"
+        about |= {"source": list(t.source_ids), "target": list(t.target)}
+    about["tensors"] = tensor_file(about, tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,62 +88,143 @@ def save(t: Trace, folder: str | Path) -> None:
             old.unlink(missing_ok=True)
 
 
+def tensor_file(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the name of the tensor file of a saved trace: a digest of its description and of all tensors."""
+    described = {key: value for key, value in about.items() if key != "tensors"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode("utf-8", "backslashreplace"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"trace-{digest.hexdigest()[:16]}.safetensors"
+
+
+class SavedTrace(TypedDict):
+    """The contents of `trace.json`. source, target: of a model with a source."""
+
+    format: int
+    kind: ModelKind
+    fingerprint: str
+    ids: list[int]
+    n_prompt: int
+    finish: Literal["stop", "length", "nan"] | None
+    seed: int | None
+    rereads: list[int]
+    budget: int
+    edits: list[dict[str, Any]]
+    source: NotRequired[list[int]]
+    target: NotRequired[list[int]]
+    tensors: str
+
+
 def load(trace_type: type[T], lm: Any, folder: str | Path) -> T:
     """Load a trace of this model. CheckpointError where it is of another model, incomplete or damaged."""
-    folder, about = Path(folder), {}
+    folder = Path(folder)
+    raw = read_json(folder / ABOUT, dict[str, Any])
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / ABOUT} has format {raw.get('format')!r:.40}, and this version reads {FORMAT}: record the trace "
+            "again"
+        )
+    about: SavedTrace = check_schema(raw, folder / ABOUT, SavedTrace)
+    if about["fingerprint"] != signature(lm.model):
+        raise CheckpointError(f"{folder}: this trace is of another model, or of other weights than this model's")
     try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{folder / ABOUT} has format {about['format']}, and this version reads {FORMAT}")
-        if about["fingerprint"] != signature(lm.model):
-            raise CheckpointError(f"{folder}: this trace is of another model, or of other weights than this model's")
-        if (kind := about.get("kind", "decoder")) != lm.kind:
-            raise ValueError(f"the trace is of a model of kind {kind!r}, and this one is of kind {lm.kind!r}")
+        if about["kind"] != lm.kind:
+            raise ValueError(f"the trace is of a model of kind {about['kind']!r}, and this one is of kind {lm.kind!r}")
+        _check_tokens(lm, about)
+        if not re.fullmatch(TENSOR_FILE, about["tensors"]):
+            raise ValueError(f"tensors must be the name of a file of the folder, got {about['tensors']!r:.100}")
         found: dict[str, Tensor] = load_file(folder / about["tensors"])
+        if about["tensors"] != tensor_file(raw, found):
+            raise ValueError(f"the contents differ from the digest in the name {about['tensors']}: a file was changed")
         return _trace(trace_type, lm, about, found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} holds no complete trace: {error}") from error
-    except CheckpointError:
-        raise
-    except RequestError as error:  # from an edit
+    except (RequestError, CapacityError) as error:  # from an edit
         raise CheckpointError(f"{folder / ABOUT}: {error}") from error
-    except Exception as error:  # safetensors has an error type of its own
-        raise CheckpointError(f"{folder / about.get('tensors', '')} is damaged: {error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / about['tensors']} is damaged: {error}") from error
 
 
-def _trace(trace_type: type[T], lm: Any, about: dict[str, Any], found: dict[str, Tensor]) -> T:
-    """Make the trace of a model from its description and its tensors. KeyError names what is missing."""
+def _check_tokens(lm: Any, about: SavedTrace) -> None:
+    """Raise ValueError unless the model can have processed these tokens."""
+    config, n = lm.config, len(about["ids"])
+    context: int | None = getattr(config, "context_length", None)
+    sides: list[tuple[str, list[int], int, int | None]]
+    if about["kind"] in ("encoder-decoder", "recurrent"):
+        source_size, size = vocab_sizes(lm.model)
+        sides = [
+            ("ids", about["ids"], size, context),
+            ("source", about.get("source", []), source_size, max_source_tokens(lm.model)),
+            ("target", about.get("target", []), size, n),
+        ]  # fmt: skip
+        if len(about.get("target", [])) != n:
+            raise ValueError(f"target must have {n} tokens, one for each of ids, got {len(about.get('target', []))}")
+    else:
+        sides = [("ids", about["ids"], config.vocab_size, context)]
+        if about.get("source") or about.get("target"):
+            raise ValueError("source and target are of a model with a source, and this one has none")
+    for name, ids, size, limit in sides:
+        if not ids or (limit is not None and len(ids) > limit):
+            raise ValueError(f"{name} must have 1 to {limit} tokens, got {len(ids)}")
+        if not (min(ids) >= 0 and max(ids) < size):
+            raise ValueError(f"{name} must be tokens from 0 to {size - 1}, got {min(ids)} to {max(ids)}")
+    if about["budget"] < 1 or (about["seed"] or 0) < 0:
+        raise ValueError(f"budget must be above 0 and seed at least 0, got {about['budget']} and {about['seed']}")
+    if not 1 <= about["n_prompt"] <= n:
+        raise ValueError(f"n_prompt must be from 1 to {n}, got {about['n_prompt']}")
+    if not all(1 <= length <= n for length in about["rereads"]):
+        raise ValueError(f"rereads must be lengths from 1 to {n}, got {about['rereads']}")
+
+
+def _trace(trace_type: type[T], lm: Any, about: SavedTrace, found: dict[str, Tensor]) -> T:
+    """Make the trace of a model from its description and its tensors.
+
+    KeyError names what is missing; ValueError says what does not fit the model.
+    """
     store, device = Store(), next(lm.model.parameters()).device
     for name in [name for name in found if name.startswith(EDIT)]:
-        store.put(found.pop(name))
+        if found[name].dtype != torch.float32 or store.put(found.pop(name)) != name.removeprefix(EDIT):
+            raise ValueError(f"{name} must be float32 with the SHA-256 of its name")
     tensors = {name: tensor.to(device) for name, tensor in found.items()}
     source, edits = about.get("source", []), [from_json(one, store) for one in about["edits"]]
     editor = Edits(lm.config, edits, [about["n_prompt"]], ANY_LENGTH, len(source)) if edits else None
-    rest = {name: about[name] for name in ("n_prompt", "finish", "seed", "budget")} | trace_fields(editor)
+    rest: dict[str, Any] = {name: about[name] for name in ("n_prompt", "finish", "seed", "budget")} | trace_fields(
+        editor
+    )
     rest["reprefills"] = about["rereads"]
+    dtypes = {torch.float32, next(lm.model.parameters()).dtype}
 
     def captured(
         model: Any, ids: list[int], prefix: str, editor: Edits | None, encoded: EncodedSource | None = None
     ) -> CapturedValues:
         own = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         own = own if prefix else {name: tensor for name, tensor in own.items() if not name.startswith(ENCODER)}
-        last, edited = own.pop(LAST, None), edited_points(editor)
+        edited = edited_points(editor)
         for name in required_points(model.config, edited) if trace_type.has_blocks else points(model.config):
-            known = sizes(model.config, name) | {"T": len(ids), "S": len(source), "2": 2}
-            shape = tuple(known[axis.removeprefix("#")] for axis in find(model.config, name).axes.split()[1:])
             if name not in own:
                 raise KeyError(f"{prefix}{name}")
-            if own[name].shape != shape:
-                raise ValueError(f"{prefix}{name} must have the shape {list(shape)}, got {list(own[name].shape)}")
+        for name, value in own.items():
+            axes = ["V"] if name == LAST else find(model.config, name).axes.split()[1:]
+            known = sizes(model.config, name) | {"T": len(ids), "S": len(source), "2": 2}
+            shape = tuple(known[axis.removeprefix("#")] for axis in axes)
+            if value.shape != shape or value.dtype not in dtypes:
+                raise ValueError(
+                    f"{prefix}{name} must have the shape {list(shape)} and a dtype of the model, got "
+                    f"{list(value.shape)} and {value.dtype}"
+                )
+            if not edits and not (value.isfinite() | value.isneginf()).all():
+                raise ValueError(f"{prefix}{name} holds NaN or infinity, and no edit made it")
+        last = own.pop(LAST, None)
         return CapturedValues(model, torch.tensor(ids, device=device), own, editor, edited, last, encoded)
 
     ids = about["ids"]
     if issubclass(trace_type, RecurrentTrace):
         tokens = SourceTokens(lm, source)
-        return trace_type(lm, captured(lm.model, ids, "", editor), tokens, about["target"], **rest)
+        return trace_type(lm, captured(lm.model, ids, "", editor), tokens, about.get("target", []), **rest)
     if issubclass(trace_type, Seq2seqTrace):
         inner = None if editor is None else editor.for_encoder()
         encoder = trace_type.source_type(lm, captured(lm.model.encoder, source, ENCODER, inner), **trace_fields(inner))
         values = captured(lm.model, ids, "", editor, encoder.encoded)
-        return trace_type(lm, values, encoder, about["target"], **rest)
+        return trace_type(lm, values, encoder, about.get("target", []), **rest)
     return trace_type(lm, captured(lm.model, ids, "", editor), **rest)

@@ -124,6 +124,7 @@ def _set_timers(seconds: float) -> None:
 
 
 def _raise_time_limit(*_: Any) -> None:
+    faulthandler.dump_traceback(all_threads=False)  # the lines, for the parent: the process may end before it answers
     raise _TimeLimitError
 
 

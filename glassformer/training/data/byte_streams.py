@@ -20,7 +20,7 @@ from glassformer.errors import DataError
 from glassformer.training.data.encoding_hint import encoding_hint, utf16_or_32
 
 BLOCK = 1 << 20  # bytes read at a time
-ZSTD_INPUT = 1 << 10  # compressed bytes decoded at a time; each 3 can become 128 KiB
+ZSTD_INPUT = 1 << 8  # compressed bytes decoded at a time; each 3 or 4 can become 128 KiB
 MAX_RECORD = 1 << 26  # bytes of a line, a JSON value or a table's field
 HEAD = 512  # bytes
 COMPRESSED = (".gz", ".zst")

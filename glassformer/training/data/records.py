@@ -190,7 +190,8 @@ def read_arrow(file: OpenFile, fields: Sequence[str], skip: Skip) -> Iterator[Re
     ipc = optional_import("pyarrow.ipc", file.name, "Arrow files")
 
     def open_batches() -> tuple[list[str], Iterator[Any]]:
-        buffer = pyarrow.py_buffer(mmap.mmap(file.seekable().fileno(), 0, access=mmap.ACCESS_READ))
+        seekable = file.seekable()  # a temporary file is open until this function ends
+        buffer = pyarrow.py_buffer(mmap.mmap(seekable.fileno(), 0, access=mmap.ACCESS_READ))
         is_file = buffer[:6].to_pybytes() == b"ARROW1"
         opened = ipc.open_file(buffer) if is_file else ipc.open_stream(buffer)
         names = opened.schema.names

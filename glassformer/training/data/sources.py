@@ -109,7 +109,10 @@ class Texts:
         self.repeatable = callable(texts) or isinstance(texts, Sequence)
 
     def __iter__(self) -> Iterator[Document]:
-        for number, text in enumerate(self.texts() if callable(self.texts) else self.texts, 1):
+        texts = self.texts() if callable(self.texts) else self.texts
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise DataError(f"{self.name}: documents must be an iterable of texts, got {type(texts).__name__}")
+        for number, text in enumerate(texts, 1):
             if not isinstance(text, str):
                 raise DataError(f"{self.name}#{number}: a document must be a string, got {type(text).__name__}")
             yield from split_document(text, f"{self.name}#{number}")
@@ -207,7 +210,8 @@ class FileStream(Generic[Item]):
         try:
             self._raw = raw
             size = os.fstat(raw.fileno()).st_size
-            yield from self._open_file(OpenFile(raw, file.shown, self.read.encoding), file)
+            if size:
+                yield from self._open_file(OpenFile(raw, file.shown, self.read.encoding), file)
             self._base += size
         finally:
             self._raw = None

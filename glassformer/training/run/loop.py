@@ -16,13 +16,13 @@ from torch import Tensor
 
 from glassformer.errors import GlassformerError
 from glassformer.formats.find import follow_link
-from glassformer.training.config import Plan, TrainConfig, make_plan
+from glassformer.training.config import Plan, ScheduleConfig, TrainConfig, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.optim.schedule import lr_factor
-from glassformer.training.run.checkpoint import Checkpoints, TrainState, rng_state
+from glassformer.training.run.checkpoint import Checkpoints, TrainState, read_state, rng_state
 from glassformer.training.run.distributed import ProcessGroup
 from glassformer.training.run.loss_curve import write_loss_curve
-from glassformer.training.run.metrics import EvalRecord, MetricsWriter, Reporter, StepRecord
+from glassformer.training.run.metrics import EvalRecord, MetricsWriter, Reporter, StepRecord, read_metrics
 from glassformer.training.run.run_file import RunFile
 from glassformer.training.run.signals import StopSignals
 from glassformer.training.tasks.evaluate import Evaluation
@@ -30,6 +30,8 @@ from glassformer.training.tasks.task import Task
 
 FLUSH_STEPS = 10  # steps whose losses stay on a GPU before they are fetched, which waits for it
 PLANNED_SHARE = 0.98  # of a budget in seconds
+SAVE_SECONDS = 60.0  # longest time between checkpoints, where their interval is not given
+SAVE_SHARE = 0.1  # of the time for these checkpoints
 EVAL_SHARE = 0.05  # of a budget in seconds for evaluations and checkpoints, where their interval is not given
 
 
@@ -90,6 +92,9 @@ class Trainer:
     held_out: Evaluation | None = None
     measured_from: tuple[int, float] | None = None  # step and seconds at which the speed measurement starts
     eval_seconds: float = 0.0
+    save_seconds: float = 0.0
+    saved_at: float = 0.0  # perf_counter, of the last checkpoint or the start
+    stepped_at: float = 0.0  # of the last step
 
     @property
     def seconds(self) -> float:
@@ -99,6 +104,7 @@ class Trainer:
     def run(self) -> RunResult:
         """Train until the plan is done or a signal stops the run."""
         stopped = None
+        self.saved_at = self.stepped_at = time.perf_counter()
         with StopSignals() as signals:
             if self.step == 0:
                 self.evaluate()
@@ -110,9 +116,25 @@ class Trainer:
                 if stop:
                     stopped = signals.name or "another process"
                     break
+        if self.world.first and not stopped:
+            self.compare_with_start()
         self.world.barrier()
         folder = Path(self.config.out)
         return RunResult(folder, self.step, self.plan.steps, self.tokens, self.seconds, self.held_out, stopped)
+
+    def compare_with_start(self) -> None:
+        """Report a run in which no checkpoint has a lower held-out loss than step 0."""
+        self.metrics.sync()
+        records = read_metrics(Path(self.config.out) / "metrics.jsonl")
+        start = next((r["held_out_loss"] for r in records if r["step"] == 0 and "held_out_loss" in r), None)
+        best = self.checkpoints.best()
+        lowest = None if best is None else read_state(best).held_out_loss
+        if best is not None and None not in (start, lowest) and lowest >= start:  # pyright: ignore[reportOperatorIssue]
+            self.reporter.on_message(
+                f"no checkpoint is better than the start: the held-out loss is {start:.4f} at step 0, and {lowest:.4f} "
+                f"in {best.name}. Lower optim.lr, or give other training data",
+                warning=True,
+            )
 
     def after_step(self, stop: bool) -> None:
         """Evaluate, sample and save a checkpoint where the plan says so."""
@@ -125,8 +147,18 @@ class Trainer:
             loss = self.evaluate()
         if plan.sample_every and planned and (last or step % plan.sample_every == 0):
             self.sample()
-        if save or stop:
+        if save or stop or self.save_is_due():
             self.save(loss)
+        self.stepped_at = time.perf_counter()
+
+    def save_is_due(self) -> bool:
+        """Whether the next step could end more than SAVE_SECONDS after the last checkpoint; never with `save_every`.
+
+        Slow checkpoints have longer intervals, so that they take at most SAVE_SHARE of the time.
+        """
+        now = time.perf_counter()
+        interval = max(SAVE_SECONDS, self.save_seconds / SAVE_SHARE)
+        return not self.config.save_every and now + (now - self.stepped_at) - self.saved_at > interval
 
     def update(self, stop: bool) -> bool:
         """Run one step. Returns whether any process received a stop signal."""
@@ -146,19 +178,10 @@ class Trainer:
             self.world.all_reduce_step(optimizer.grads, counts)
             loss, counted, stop = counts[0], int(counts[1].item()), bool(counts[2].item())
         norm = optimizer.finish_gradient(max(1, counted))
-        schedule = config.schedule
-        measuring = not plan.steps or self.step < plan.measured
-        factor = lr_factor(
-            schedule.kind,
-            self.step,
-            total=None if measuring else plan.steps,
-            warmup=schedule.warmup if measuring else plan.warmup,
-            min_ratio=schedule.min_ratio,
-            decay=schedule.decay,
-        )
+        factor = planned_factor(config.schedule, plan, self.step)
         self.step += 1
         self.tokens += counted
-        lr = factor * config.optim.peak("hidden")
+        lr = factor * optimizer.config.peak("hidden")
         self.pending.append(PendingStep(self.step, self.tokens, counted, loss, norm, lr))
         if self.task.compute.device.type == "cpu" or len(self.pending) == FLUSH_STEPS:
             self.flush()  # before the update on a CPU: a gradient that is not finite never reaches the weights
@@ -232,6 +255,7 @@ class Trainer:
     def save(self, loss: float | None) -> None:
         """Save a checkpoint of this step. Raises CheckpointError, and then leaves earlier checkpoints intact."""
         self.flush()
+        start = time.perf_counter()
         if self.world.first:
             self.metrics.sync()
             state = TrainState(self.step, self.tokens, self.seconds, self.task.loader.state(), rng_state(), loss)
@@ -241,7 +265,8 @@ class Trainer:
             best = self.checkpoints.best()
             write_loss_curve(Path(self.config.out), f"{Path(self.config.out).name}: loss")
             self.reporter.on_checkpoint(self.step, path, best == path)
-        self.flushed_at = time.perf_counter()
+        self.flushed_at = self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - start
 
     def measure_speed(self) -> None:
         """After a few steps of a run with a budget in seconds, fix the number of steps that fit and record the plan."""
@@ -272,6 +297,19 @@ class Trainer:
         if every:
             return max(1, int(left / (per_step + pause / every)))
         return max(1, int((left - affordable(self.plan.seconds or 0.0, pause) * pause) / per_step))
+
+
+def planned_factor(schedule: ScheduleConfig, plan: Plan, step: int) -> float:
+    """Return the factor of the peak learning rate at `step`: see `lr_factor`."""
+    measuring = not plan.steps or step < plan.measured
+    return lr_factor(
+        schedule.kind,
+        step,
+        total=None if measuring else plan.steps,
+        warmup=schedule.warmup if measuring else plan.warmup,
+        min_ratio=schedule.min_ratio,
+        decay=schedule.decay,
+    )
 
 
 def affordable(budget: float, pause: float) -> int:

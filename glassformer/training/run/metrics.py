@@ -209,12 +209,13 @@ def check_trackers(config: TrainConfig) -> None:
 
 
 class TensorBoard(Sink):
-    """Writes event files to RUN/tensorboard."""
+    """Writes event files to RUN/tensorboard. resumed: the last step before; later ones are replaced when read."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, resumed: int | None = None):
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        purge_step = None if resumed is None else resumed + 1
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -225,12 +226,17 @@ class TensorBoard(Sink):
 
 
 class WandB(Sink):
-    """Logs to Weights & Biases, with its environment's settings."""
+    """Logs to Weights & Biases, with its environment's settings. A resumed run continues the one with the same id."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str):
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self.run = wandb.init(name=folder.name, dir=str(folder), config=dict(config))
+        try:
+            self.run = wandb.init(
+                id=run_id, resume="allow", name=folder.name, dir=str(folder), config=dict(config), allow_val_change=True
+            )
+        except Exception as error:  # its errors have no common base
+            raise ConfigError(f"Weights & Biases could not be started: {error}") from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from typing_extensions import TypedDict
@@ -32,6 +33,7 @@ RESUME_MUST_MATCH = (
 class RunValues(TypedDict):
     """The values of run.json; `from_dict` checks those of config and plan."""
 
+    id: NotRequired[str]
     config: dict[str, Any]
     environment: dict[str, Any]
     data_fingerprint: str | None
@@ -40,17 +42,22 @@ class RunValues(TypedDict):
 
 @dataclass(frozen=True)
 class RunFile:
-    """The contents of run.json. `fingerprint` and `plan` are None until the data is prepared and the plan is made."""
+    """The contents of run.json. `fingerprint` and `plan` are None until the data is prepared and the plan is made.
+
+    id: the name of the run in a tracker, the same whenever it is resumed.
+    """
 
     config: TrainConfig
     environment: dict[str, Any]
     fingerprint: str | None = None
     plan: Plan | None = None
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def write(self, folder: Path) -> None:
         """Write run.json atomically."""
         body = {
             "format": FORMAT,
+            "id": self.id,
             "config": config_dict(self.config),
             "environment": self.environment,
             "data_fingerprint": self.fingerprint,
@@ -76,7 +83,8 @@ class RunFile:
             plan = None if raw["plan"] is None else from_dict(Plan, raw["plan"], "plan")
         except ConfigError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        return cls(config, raw["environment"], raw["data_fingerprint"], plan)
+        values = {name: raw[name] for name in ("id",) if name in raw}
+        return cls(config, raw["environment"], raw["data_fingerprint"], plan, **values)
 
 
 def has_run(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from glassformer.errors import CapacityError, CheckpointError, ConfigError, Data
 from glassformer.families.common.shape import RecurrentShape
 from glassformer.kernels.cpu import cpu_features
 from glassformer.kernels.placement import choose_device
-from glassformer.training.config import Plan, TrainConfig, config_dict, make_plan
+from glassformer.training.config import DEFAULT_BATCH, Plan, TrainConfig, config_dict, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.run import precision
 from glassformer.training.run.checkpoint import (
@@ -27,7 +28,7 @@ from glassformer.training.run.checkpoint import (
     set_rng_state,
 )
 from glassformer.training.run.distributed import ProcessGroup, local_device, process_group
-from glassformer.training.run.loop import RunResult, Trainer
+from glassformer.training.run.loop import RunResult, Trainer, planned_factor
 from glassformer.training.run.metrics import (
     MetricsWriter,
     Reporter,
@@ -38,7 +39,7 @@ from glassformer.training.run.metrics import (
     check_trackers,
     truncate_metrics,
 )
-from glassformer.training.run.run_file import RUN_FILE, RunFile, check_resume, differences, environment
+from glassformer.training.run.run_file import RUN_FILE, RunFile, check_resume, differences, environment, has_run
 from glassformer.training.run.run_folder import RunFolder, check_new_folder, open_run_folder
 from glassformer.training.tasks.evaluate import Compute
 from glassformer.training.tasks.language_model import LanguageModelTask
@@ -46,6 +47,7 @@ from glassformer.training.tasks.language_model_setup import Documents, compile_b
 from glassformer.training.tasks.seq2seq import ExampleSource, Seq2SeqTask
 from glassformer.training.tasks.task import Task
 
+MIN_STEPS, MIN_BATCH = 300, 4  # of a budget in seconds, where the batch is not given
 TASKS = {"lm": LanguageModelTask, "seq2seq": Seq2SeqTask}
 TrainingData = Documents | ExampleSource
 
@@ -82,12 +84,14 @@ def train(
         torch.set_num_threads(config.threads)
     device = choose_device(local_device(os.environ, config.device))
     reporter = reporter or Reporter()
+    measure_batch = not config.batch and not config.resume and config.budget_seconds is not None
+    with file_errors(config):
+        config = with_batch(config)
     with memory_errors(config), file_errors(config), process_group(device) as world:
         choice = check(config, world, device, documents, held_out)
         with run_folder(config, world) as folder:
-            trainer = set_up(
-                config, world, device, choice, documents, held_out, reporter if world.first else Reporter()
-            )
+            shown = reporter if world.first else Reporter()
+            trainer = set_up(config, world, device, choice, documents, held_out, shown, measure_batch)
             try:
                 return trainer.run()
             finally:
@@ -172,8 +176,12 @@ def set_up(
     documents: TrainingData | None,
     held_out: TrainingData | None,
     reporter: Reporter,
+    measure_batch: bool,
 ) -> Trainer:
-    """Prepare data, model, optimizer and state of a new or resumed run."""
+    """Prepare data, model, optimizer and state of a new or resumed run.
+
+    measure_batch: lower the batch where this machine would make too few steps in the budget of seconds.
+    """
     folder = Path(config.out)
     now = environment(device, choice.dtype, world.size)
     run_file = RunFile.read(folder) if config.resume else RunFile(config, now)
@@ -190,8 +198,9 @@ def set_up(
             checkpoint, damaged = checkpoints.latest_complete()
         else:
             run_file.write(folder)
-        sinks = [TensorBoard(folder)] if config.tensorboard else []
-        sinks += [WandB(folder, config_dict(config))] if config.wandb else []
+        last = None if checkpoint is None else read_state(checkpoint).step
+        sinks = [TensorBoard(folder, last if checkpoint or not config.resume else -1)] if config.tensorboard else []
+        sinks += [WandB(folder, config_dict(config), run_file.id)] if config.wandb else []
         for path, problem in damaged.items():
             aside = checkpoints.set_aside(path)
             reporter.on_message(f"{problem}: the checkpoint is now {aside}, the run resumes before it", warning=True)
@@ -211,14 +220,29 @@ def set_up(
             f"{task.fingerprint[:12]}, {RUN_FILE} has {recorded[:12]}: start a new run"
         )
     muon_dtype = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
-    optimizer = Optimizer(task.model, config.optim, muon_dtype=muon_dtype)
+    optimizer = Optimizer(task.model, config.filled_optim, muon_dtype=muon_dtype)
+    choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"threads {torch.get_num_threads()}"]
+    if getattr(config.task, "compile", False):
+        failure = compile_blocks(task.model, lambda: trial_step(task, optimizer))
+        choices.append(failure or "blocks compiled")
+        if failure:
+            reporter.on_message(failure, warning=True)
+    if measure_batch:
+        batch, because = world.broadcast(affordable_batch(config, world, task, optimizer))
+        if because:
+            config = replace(config, batch=batch)
+            run_file = replace(run_file, config=config)
+            task.set_batch(batch)
+            choices.append(because)
     state = TrainState(0, 0, 0.0, task.loader.state(), rng_state())
     if checkpoint is not None:
         state = read_state(checkpoint)
         optimizer.load_state_dict(read_optimizer(checkpoint))
         task.loader.load_state(state.loader)
         set_rng_state(state.rng)
-    plan = choose_plan(config, run_file, state.step, task)
+    plan = choose_plan(config, run_file, state, task)
+    if checkpoint is not None and run_file.plan not in (None, plan):
+        reporter.on_message(schedule_note(config, run_file.plan, plan, state.step))
     if world.first:
         problem = truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
         if problem:
@@ -227,12 +251,6 @@ def set_up(
         run_file.write(folder)
     world.barrier()
 
-    choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"threads {torch.get_num_threads()}"]
-    if getattr(config.task, "compile", False):
-        failure = compile_blocks(task.model, lambda: trial_step(task, optimizer))
-        choices.append(failure or "blocks compiled")
-        if failure:
-            reporter.on_message(failure, warning=True)
     rate = precision.measure_matrix_rate(task.matrices, task.batch_tokens, choice.torch_dtype, str(device)) * world.size
     metrics = MetricsWriter(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
     reporter.on_start(
@@ -264,15 +282,58 @@ def set_up(
     )
 
 
-def choose_plan(config: TrainConfig, run_file: RunFile, step: int, task: Task) -> Plan:
+def with_batch(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with a batch: the given one, that of the run to resume, or the default."""
+    if config.batch:
+        return config
+    folder = Path(config.out)
+    recorded = RunFile.read(folder).config.batch if config.resume and has_run(folder) else 0
+    return replace(config, batch=recorded or DEFAULT_BATCH)
+
+
+def affordable_batch(config: TrainConfig, world: ProcessGroup, task: Task, optimizer: Optimizer) -> tuple[int, str]:
+    """Return the largest batch with which the budget in seconds has MIN_STEPS steps, and why; "" for the default.
+
+    Measures one training pass, or the second where the first is short and may include initialization.
+    """
+    budget, seconds = config.budget_seconds or 0.0, math.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        trial_step(task, optimizer)
+        seconds = max(1e-9, time.perf_counter() - start)
+        if seconds > 0.02 * budget:
+            break
+    fitting, batch = budget / (seconds * config.accumulate), config.batch
+    while fitting * config.batch / batch < MIN_STEPS and batch // 2 >= MIN_BATCH and batch // 2 % world.size == 0:
+        batch //= 2
+    if batch == config.batch:
+        return batch, ""
+    return batch, f"batch {batch}: with {config.batch}, {budget:g} seconds are {fitting:,.0f} steps on this machine"
+
+
+def schedule_note(config: TrainConfig, before: Plan | None, plan: Plan, step: int) -> str:
+    """Return what a resumed run with another budget does to the learning rate."""
+    peak, schedule = config.filled_optim.peak("hidden"), config.schedule
+    last = peak * planned_factor(schedule, before, max(0, step - 1)) if before else 0.0
+    rate = peak * planned_factor(schedule, plan, step)
+    end = f"follows the schedule of {plan.steps:,} steps" if plan.steps else "is scheduled when the speed is measured"
+    return f"resuming after step {step:,}, other budget: the learning rate was {last:.2g}, is {rate:.2g}, and {end}"
+
+
+def choose_plan(config: TrainConfig, run_file: RunFile, state: TrainState, task: Task) -> Plan:
     """Return the recorded plan where its budget is unchanged, else a new one.
 
     A new plan for a budget in seconds has 0 steps until the speed is measured.
     """
-    recorded = run_file.plan
+    recorded, step = run_file.plan, state.step
     if config.budget_seconds is not None:
         if recorded is not None and recorded.seconds == config.budget_seconds:
             return recorded
+        if state.seconds >= config.budget_seconds:
+            raise ConfigError(
+                f"{config.out} has trained for {state.seconds:,.0f} seconds already, which is more than the "
+                f"{config.budget_seconds:g} seconds given"
+            )
         return make_plan(config, 0, measured=step)
     steps = config.steps or task.steps_for(config.tokens or 0)
     if step > steps:
@@ -284,7 +345,9 @@ def trial_step(task: Task, optimizer: Optimizer) -> None:
     """Run one forward and backward pass that changes no state."""
     before = task.loader.state()
     try:
-        task.loss(task.loader.next()).backward()
+        loss = task.loss(task.loader.next())
+        loss.backward()
+        loss.item()  # wait for the device
     finally:
         task.loader.load_state(before)
         optimizer.zero_grad()

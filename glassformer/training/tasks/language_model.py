@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -35,12 +36,16 @@ class LanguageModelTask:
         check_prompt(config, tokenizer)
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.lm = LanguageModel(create_model(config, tokenizer.vocab_size, checkpoint, compute.device), tokenizer)
-        self.loader = PackedLoader(self.shards, self.task.context, config.batch, config.seed, world.rank, world.size)
         self.fingerprint, self.unk_id = self.shards.fingerprint, tokenizer.unk_id
         self.train_tokens, self.held_out_tokens = self.shards.train.n_tokens, self.shards.held_out.n_tokens
-        self.batch_tokens = config.batch // world.size * self.task.context
+        self.set_batch(config.batch)
         self.matrices = matrix_shapes(self.model)
         self.flops_per_token = float(matrix_flops_per_token(self.matrices))
+
+    def set_batch(self, batch: int) -> None:
+        config, world = replace(self.config, batch=batch), self.world
+        self.config, self.batch_tokens = config, batch // world.size * self.task.context
+        self.loader = PackedLoader(self.shards, self.task.context, batch, config.seed, world.rank, world.size)
 
     @staticmethod
     def verify(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,10 +104,13 @@ def prepare_text(
     if evaluation is None and config.held_out_data:
         evaluation = files(config.held_out_data)
 
-    def texts() -> tuple[Iterable[str], int | None]:
-        return (document.text for document in source), getattr(source, "total_bytes", None)
+    def texts() -> Iterator[str]:
+        for document in source:
+            if not isinstance(document, Document):
+                raise DataError(f"a document must be a text or a Document, got {type(document).__name__}")
+            yield document.text
 
-    tokenizer = open_tokenizer(config, texts, folder, reporter)
+    tokenizer = open_tokenizer(config, lambda: (texts(), getattr(source, "total_bytes", None)), folder, reporter)
     shards = prepare(
         source,
         tokenizer,

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +144,9 @@ def make_repeatable(source: ExampleSource) -> Iterable[Seq2SeqExample]:
     """Return the examples as an iterable that can be iterated twice. Raises DataError where they are not examples."""
     if isinstance(source, Seq2SeqFiles):
         return source
-    found = RepeatableSource(source) if callable(source) else list(source)
-    for item in islice(found, 1):
-        if not isinstance(item, Seq2SeqExample):
-            raise DataError(f"a training example must be a Seq2SeqExample, got {type(item).__name__}")
-    return found
+    if not callable(source) and not isinstance(source, Iterable):
+        raise DataError(f"documents must be an iterable of Seq2SeqExample, got {type(source).__name__}")
+    return RepeatableSource(source if callable(source) else list(source).__iter__)
 
 
 class RepeatableSource:
@@ -159,7 +156,13 @@ class RepeatableSource:
         self.make = make
 
     def __iter__(self) -> Iterator[Seq2SeqExample]:
-        return iter(self.make())
+        found = self.make()
+        if not isinstance(found, Iterable):
+            raise DataError(f"documents must be an iterable of Seq2SeqExample, got {type(found).__name__}")
+        for item in found:
+            if not isinstance(item, Seq2SeqExample):
+                raise DataError(f"a training example must be a Seq2SeqExample, got {type(item).__name__}")
+            yield item
 
 
 def exclude_sources(examples: Seq2SeqExamples, held_out: Seq2SeqExamples) -> Seq2SeqExamples:
@@ -188,19 +191,24 @@ class Seq2SeqTask:
         self.unk_id = self.tokenizer.unk_id
         train, held_out = load_examples(folder / "data")
         self.model = self._create_model(checkpoint)
-        self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
+        self.examples = train
         self.fingerprint = hashlib.sha256(f"{train.fingerprint} {held_out.fingerprint}".encode()).hexdigest()
         shuffled = held_out.select(permutation(len(held_out), 0))
         fitting = int((np.cumsum(target_counts(shuffled)) <= config.eval_tokens).sum())
         self.eval_examples = shuffled.select(np.arange(min(len(shuffled), max(1, fitting))))
         self.exact_match_examples = shuffled.select(np.arange(min(self.task.exact_match_examples, len(shuffled))))
         self.train_tokens, self.held_out_tokens = int(target_counts(train).sum()), int(target_counts(held_out).sum())
-        self.batch_tokens = max(1, config.batch // world.size * self.train_tokens // len(train))
+        self.set_batch(config.batch)
         of_source, of_target = seq2seq_matrices(self.model)
         self.matrices = of_source + of_target
         ratio = len(train.source.tokens) / self.train_tokens
         self.flops_per_token = ratio * matrix_flops_per_token(of_source) + matrix_flops_per_token(of_target)
         self.prompt = prompt_ids(config, self.tokenizer)
+
+    def set_batch(self, batch: int) -> None:
+        config, world = replace(self.config, batch=batch), self.world
+        self.loader = Seq2SeqLoader(self.examples, batch, config.seed, world.rank, world.size, config.accumulate)
+        self.config, self.batch_tokens = config, max(1, batch // world.size * self.train_tokens // len(self.examples))
 
     @staticmethod
     def verify(folder: Path) -> None:

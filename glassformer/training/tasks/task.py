@@ -59,6 +59,10 @@ class Task(Protocol):
     @property
     def loader(self) -> Loader: ...
 
+    def set_batch(self, batch: int, /) -> None:
+        """Start the loader again with another number of sequences or examples."""
+        ...
+
     @staticmethod
     def check(config: TrainConfig, documents: Any, held_out: Any, /) -> None:
         """Check a new run before anything is read, trained or written; the data replaces that of the config."""

@@ -1,4 +1,4 @@
-"""Damaged model files for the fuzz tests of this folder and of `tests/soak`: one `check` per format.
+"""Damaged model files for the fuzz tests of `tests/formats` and `tests/soak`: one check per format.
 
 `check(name, rng)` damages one file of a valid model folder, loads the model, and runs it on a few tokens.
 """
@@ -143,3 +143,6 @@ def check(name: str, rng: random.Random) -> None:
             model.generate([1, 2, 3], max_tokens=2, seed=1)
         elif isinstance(model, Embedder):
             model.embed(["a b", "c"])
+
+
+CHECKS = {name.replace(" ", "-"): partial(check, name) for name in NAMES}
