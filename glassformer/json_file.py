@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 128 << 20  # the largest published tokenizer.json is 40 MB
 MAX_DEPTH = 100  # published files nest 10 deep
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
 T = TypeVar("T")
 
 
@@ -79,6 +81,12 @@ def parse_json(
         raise error_type(f"{source} nests more than {MAX_DEPTH} levels deep") from error
     except ValueError as error:
         raise error_type(f"{source} is not valid JSON: {error}") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            number = ord(error.object[error.start])
+            raise error_type(f"{source} has a lone surrogate, \\u{number:04x}, which is not text") from error
     if _nests_deeper(value, MAX_DEPTH):
         raise error_type(f"{source} nests more than {MAX_DEPTH} levels deep")
     return value if schema is Any else check_schema(value, source, schema, error_type=error_type)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Core
 
 from glassformer.errors import TokenizerError
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
-from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+from glassformer.formats.gguf.tokenizer_write import lost_in_gguf, tokenizer_to_gguf
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
@@ -231,6 +231,10 @@ def check_folder(name: str, rng: random.Random) -> None:
         str(error).encode()  # can be printed
         return
     use(tokenizer)
+    tokenizer.save(folder() / "saved")
+    again = load_tokenizer(folder() / "saved")
+    assert again.encode_batch(TEXTS, parse_special=True) == tokenizer.encode_batch(TEXTS, parse_special=True)
+    lost_in_gguf(tokenizer)
 
 
 GGUF = ("byte-fallback", "wordpiece-json", "sentencepiece", "sentencepiece-bpe", "gpt2")

@@ -24,6 +24,7 @@ class Index(TypedDict):
         (b"[" * 100_000, "nests more than 100 levels"),
         (b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2), "nests more than 100 levels"),
         (b"1" * 5_000, "is not valid JSON"),
+        (b'{"weight_map": {"a\\ud800": "b"}}', "lone surrogate, \\ud800"),
         (b"[]", "index.json: input should be"),
         (b"{}", "weight_map: field required"),
         (b'{"weight_map": {"a": 3}}', "weight_map.a: input should be a valid string"),
@@ -44,6 +45,7 @@ def test_valid_file_with_byte_order_mark(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"weight_map": {"a": "b"}, "other": 1}')
     assert read_json(path, Index, error_type=DataError)["weight_map"] == {"a": "b"}
     assert parse_json("[1, [2]]", "text") == [1, [2]]
+    assert parse_json('["\\ud83d\\ude00", "\\\\ud800"]', "text") == ["😀", "\\ud800"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "nul", "large"])

@@ -155,14 +155,14 @@ class BPE:
             TokenizerError: It is not plain byte-level BPE with one of PATTERNS.
         """
         layout = json.loads(tokenizer_json)
-        model, split = layout["model"], layout["pre_tokenizer"] or {}
+        model, split = layout["model"], layout.get("pre_tokenizer") or {}
         regexes = [step["pattern"].get("Regex") for step in split.get("pretokenizers", []) if step["type"] == "Split"]
-        regexes += [GPT2] if split.get("type") == "ByteLevel" and split["use_regex"] else []
-        plain = not (layout["normalizer"] or model.get("ignore_merges") or split.get("add_prefix_space"))
-        if model["type"] != "BPE" or len(regexes) != 1 or regexes[0] not in PATTERNS.values() or not plain:
+        regexes += [GPT2] if split.get("type") == "ByteLevel" and split.get("use_regex", True) else []
+        plain = not (layout.get("normalizer") or model.get("ignore_merges") or split.get("add_prefix_space"))
+        if model.get("type") != "BPE" or len(regexes) != 1 or regexes[0] not in PATTERNS.values() or not plain:
             raise TokenizerError(f"not plain byte-level BPE with the pattern of {' or '.join(PATTERNS)}")
         to_byte = {char: byte for byte, char in byte_alphabet().items()}
-        added = {token["content"] for token in layout["added_tokens"]}
+        added = {token["content"] for token in layout.get("added_tokens", [])}
 
         def to_bytes(token: str) -> bytes:
             return token.encode() if token in added else bytes(to_byte[char] for char in token)

@@ -143,7 +143,8 @@ class HFTokenizer:
         with _library_errors("encode a text"):
             tokenizer = self.parsing if parse_special else self.plain
             (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)  # releases the GIL
-            return encoding.ids, encoding.offsets
+            # The library counts the characters of an end_of_word_suffix, which follow the text.
+            return encoding.ids, [(min(a, len(text)), min(b, len(text))) for a, b in encoding.offsets]
 
     def token_table(self) -> list[bytes | None]:
         verbatim = {

@@ -155,3 +155,53 @@ def test_missing_pillow_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "glassformer.inspect.drawing.png")
     with pytest.raises(ConfigError, match=r"pip install 'glassformer\[png\]'"):
         importlib.import_module("glassformer.inspect.drawing.png")
+
+
+# ---- texts in pictures
+
+
+def drawn_text(text, size=13, width=400):
+    """Return a text as pixels, and its width."""
+    from PIL import Image, ImageDraw
+
+    from glassformer.inspect.drawing.png import draw_text
+
+    image = Image.new("L", (width, 40), 255)
+    end = draw_text(ImageDraw.Draw(image), 4, 5, text, 0, size)
+    return np.asarray(image), end - 4
+
+
+@pytest.mark.parametrize("word", ["שלום", "مرحبا", "עולם"])
+def test_a_right_to_left_token_does_not_move_the_numbers_beside_it(word):
+    """The number before it stands at its left, the share after it at its right."""
+    from glassformer.inspect.drawing.png import text_runs
+
+    assert "".join(part for part, _ in text_runs(f"1. {word} 2.4%", 13)) in (f"1. {word} 2.4%", text_of_codes(word))
+    pixels, width = drawn_text(f"1. {word} 2.4%")
+    (before, w0), (after, w2) = drawn_text("1. "), drawn_text(" 2.4%")
+    assert np.array_equal(pixels[:, : 4 + int(w0)], before[:, : 4 + int(w0)])
+    end, n = 4 + round(width), int(w2) - 8
+    found, want = pixels[:, end - n : end], after[:, 4 + round(w2) - n : 4 + round(w2)]
+    assert np.abs(found.astype(int) - want).mean() < 12, "the same digits, up to a fraction of a pixel"
+
+
+def text_of_codes(word):
+    return f"1. {''.join(f'U+{ord(c):04X}' for c in word)} 2.4%"
+
+
+def test_a_character_that_the_font_lacks_is_drawn_in_another_font():
+    """Never as a box: as its code where no font has it."""
+    from glassformer.inspect.drawing.png import font_of, load_font, text_runs
+
+    lacked = [c for c in "אあ猫नম🙂⌬ﻼ" if font_of(c, 13) not in (None, load_font(13))]
+    for character in lacked:
+        (run,) = text_runs(character, 13)
+        assert run == (character, font_of(character, 13))
+        assert drawn_text(character)[0].min() < 255
+    absent = [c for c in ("\U000f1234", *"あ猫नম🙂") if font_of(c, 13) is None]
+    assert "\U000f1234" in absent, "a private character"
+    for character in absent:
+        code = f"U+{ord(character):04X}"
+        assert text_runs(f"a{character}b", 13) == ((f"a{code}b", load_font(13)),)
+        assert np.array_equal(drawn_text(f"a{character}")[0], drawn_text(f"a{code}")[0])
+    assert text_runs("plain text, 12%", 13) == (("plain text, 12%", load_font(13)),)

@@ -180,11 +180,9 @@ def _hf_metadata(backend: HFTokenizer) -> dict[str, Any]:
 
 def _unigram_metadata(backend: HFTokenizer) -> dict[str, Any]:
     """Return the keys of T5's and XLM-RoBERTa's `tokenizer.json`: pieces with scores and a compiled charsmap."""
-    model, steps = backend.layout["model"], backend.layout.get("normalizer") or {}
-    steps = steps.get("normalizers", [steps])
+    model, steps = backend.layout["model"], _steps(backend.layout["normalizer"])
     charsmap = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
-    splitters = backend.layout.get("pre_tokenizer") or {}
-    splitters = {step["type"]: step for step in splitters.get("pretokenizers", [splitters])}
+    splitters = {step["type"]: step for step in _steps(backend.layout["pre_tokenizer"])}
     metaspace, step_types = splitters.get("Metaspace", {}), [step.get("type") for step in steps]
     supported = (
         len(charsmap) == 1

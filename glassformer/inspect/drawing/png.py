@@ -6,9 +6,11 @@ receipt.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import unicodedata
 from functools import cache
 from typing import Any
 
@@ -39,17 +41,78 @@ TEXT: Rgb = (28, 33, 40)
 BORDER: Rgb = (228, 225, 217)
 MAX_LABEL = 150  # pixels of a row's label
 FONTS = ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf", "LiberationMono-Regular.ttf")
+FALLBACKS = (  # for characters that the monospaced font lacks
+    "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansMonoCJK-Regular.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc",
+    "msyh.ttc", "msgothic.ttc", "malgun.ttf", "wqy-zenhei.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf",
+    "NotoSansHebrew-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf",
+    "NotoSansBengali-Regular.ttf", "NotoSansTamil-Regular.ttf", "NotoSansThai-Regular.ttf", "NotoEmoji-Regular.ttf",
+    "NotoSansSymbols2-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "Nirmala.ttf", "seguisym.ttf", "seguiemj.ttf",
+    "FreeSans.ttf", "FreeSerif.ttf", "Symbola.ttf", "unifont.otf", "unifont.ttf",
+)  # fmt: skip
+RIGHT_TO_LEFT = ("R", "AL", "AN")  # bidirectional classes
 
 
 @cache
 def load_font(size: int) -> Any:
     """Return a monospaced system font, or Pillow's default font."""
-    for name in FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)
+    return next(iter(load_fonts(size, FONTS)), None) or ImageFont.load_default(size)
+
+
+@cache
+def load_fonts(size: int, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the fonts of the system among these."""
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, size))
+    return tuple(found)
+
+
+@cache
+def font_of(character: str, size: int) -> Any | None:
+    """Return the first font that has a character; None if no font has it."""
+    for font in (load_font(size), *load_fonts(size, FALLBACKS)):
+        missing = font.getmask("\U0010fffd")  # a noncharacter: the box that stands for a missing glyph
+        drawn = font.getmask(character)
+        if character.isspace() or (drawn.size, bytes(drawn)) != (missing.size, bytes(missing)):
+            return font
+    return None
+
+
+@cache
+def text_runs(text: str, size: int) -> tuple[tuple[str, Any], ...]:
+    """Return the parts of a text, each with its font, to be drawn from left to right.
+
+    A part is in one font and one direction, so that a right-to-left token does not exchange places with the numbers
+    beside it. A character that no font has becomes "U+4E2D".
+    """
+    runs: list[tuple[str, Any, bool]] = []
+    for character in text:
+        if not unicodedata.combining(character) or not runs:
+            font, reverse = font_of(character, size), unicodedata.bidirectional(character) in RIGHT_TO_LEFT
+        else:  # on the character before it
+            _, font, reverse = runs[-1]
+        if font is None:
+            character, font, reverse = f"U+{ord(character):04X}", load_font(size), False
+        if runs and runs[-1][1:] == (font, reverse):
+            runs[-1] = (runs[-1][0] + character, font, reverse)
+        else:
+            runs.append((character, font, reverse))
+    return tuple((part, font) for part, font, _ in runs)
+
+
+def text_width(text: str, size: int) -> float:
+    """Return the width of a text in pixels."""
+    return sum(font.getlength(part) for part, font in text_runs(text, size))
+
+
+def draw_text(draw: Any, x: float, y: float, text: str, colour: Rgb, size: int) -> float:
+    """Draw a text with its top at y; return where it ends."""
+    baseline = y + load_font(size).getmetrics()[0]
+    for part, font in text_runs(text, size):
+        draw.text((x, baseline), part, colour, font, anchor="ls")
+        x += font.getlength(part)
+    return x
 
 
 def render_png(panels: list[Panel]) -> bytes:
@@ -83,11 +146,9 @@ class PngCanvas:
         self, x: float, y: float, text: str, colour: Rgb = TEXT, size: int = FONT, max_width: float = WIDTH
     ) -> float:
         """Draw a text, truncated to `max_width`; return where it ends."""
-        font = load_font(size)
-        while text and font.getlength(text) > max_width:
+        while text and text_width(text, size) > max_width:
             text = text[:-2] + "…" if len(text) > 2 else ""
-        self.draw.text((x, y), text, colour, font)
-        return x + font.getlength(text)
+        return draw_text(self.draw, x, y, text, colour, size)
 
     def add(self, panel: Panel) -> None:
         match panel:
@@ -136,10 +197,10 @@ class PngCanvas:
         self.text(x, y, error, HUE["soft"], 12, max(0.0, WIDTH - MARGIN - x))
 
     def tokens(self, panel: TokenPanel) -> None:
-        font, x, y = load_font(FONT), float(MARGIN), self.reserve(ROW + 20)
+        x, y = float(MARGIN), self.reserve(ROW + 20)
         for i, (token, prob) in enumerate(zip(panel.tokens, panel.probs, strict=True)):
             percent = "" if prob is None else f"{100 * prob:.0f}%"
-            width = min(max(font.getlength(token), load_font(10).getlength(percent)) + 8, WIDTH - 2 * MARGIN)
+            width = min(max(text_width(token, FONT), text_width(percent, 10)) + 8, WIDTH - 2 * MARGIN)
             if x + width > WIDTH - MARGIN:
                 x, y = float(MARGIN), self.reserve(ROW + 20)
             colour = PAPER if prob is None else prob_to_colour(prob)
@@ -152,19 +213,19 @@ class PngCanvas:
 
     def matrix(self, panel: MatrixPanel) -> None:
         rows, columns = panel.data.shape
-        label_width = max((load_font(11).getlength(name) for name in panel.rows), default=0) + 10
+        label_width = max((text_width(name, 11) for name in panel.rows), default=0) + 10
         left = MARGIN + int(min(MAX_LABEL, label_width))
         field = max(1, min(26, (WIDTH - MARGIN - left) // columns, max(2, 900 // rows)))
         if rows * columns <= 2:
             field = 26
-        column_height = max((load_font(10).getlength(name) for name in panel.columns), default=0) + 6
+        column_height = max((text_width(name, 10) for name in panel.columns), default=0) + 6
         header = 0 if field < 9 else int(min(90, column_height))
         top = self.reserve(ROW + header + rows * field + 10)
         self.text(MARGIN, top, panel.label, HUE["soft"], 12, WIDTH - 2 * MARGIN)
         y = top + ROW + header
         for c, name in enumerate(panel.columns if header else ()):
             label, colour = Image.new("RGB", (header, field), PAPER), HUE["key"] if c == panel.column else TEXT
-            ImageDraw.Draw(label).text((2, (field - 12) // 2), name[:12], colour, load_font(10))
+            draw_text(ImageDraw.Draw(label), 2, (field - 12) // 2, name[:12], colour, 10)
             self.image.paste(label.rotate(90, expand=True), (left + c * field, y - header))
         for r, name in enumerate(panel.rows if field >= 9 else ()):
             colour = HUE["query"] if r == panel.row else TEXT
@@ -228,9 +289,9 @@ class PngCanvas:
             self.text(left + width + 12, y, text, TEXT, 13, 220)
 
     def table(self, panel: Table) -> None:
-        font, n = load_font(13), len(panel.header)
+        n = len(panel.header)
         lines = [tuple((text, None) for text in panel.header), *panel.rows]
-        widths = [max(font.getlength(line[i][0]) for line in lines if i < len(line)) + 14 for i in range(n)]
+        widths = [max(text_width(line[i][0], 13) for line in lines if i < len(line)) + 14 for i in range(n)]
         excess = sum(widths) - (WIDTH - 2 * MARGIN)
         if excess > 0:  # shrink the widest column
             widest = max(range(n), key=lambda i: widths[i])

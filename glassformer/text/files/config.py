@@ -99,7 +99,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], int | None]:
         config.setdefault("tokenizer_class", CLASS_OF_MODEL_TYPE[model_type])
     text_config = model.get("text_config")
     size = (text_config if isinstance(text_config, dict) else {}) | model
-    return config, size["vocab_size"] if isinstance(size.get("vocab_size"), int) else None
+    n_rows = size.get("vocab_size")
+    return config, n_rows if type(n_rows) is int and n_rows > 0 else None
 
 
 def _read(path: Path, schema: Any) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def added_tokens(
         token = found.get(text) or known_tokens.get(text)
         if token is None:
             index = vocab.get(text, next_id)
-            if n_rows is not None and index >= n_rows:
+            if text not in vocab and n_rows is not None and index >= n_rows:
                 continue
             flags = entry if isinstance(entry, dict) else {}
             token = _with_flags(index, {**flags, "content": text, "special": True})

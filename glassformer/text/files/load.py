@@ -221,7 +221,8 @@ def _load_wordpiece(source: Source) -> tuple[TokenizerBackend, dict[str, Any]]:
         split_chinese=split_chinese is None or split_chinese,
         names=names,
     )
-    return HFTokenizer(json.dumps(contents), source.template, source.added_tokens(vocab)), dict(names)
+    defaults = {key: name for key, name in names.items() if name in vocab}
+    return HFTokenizer(json.dumps(contents), source.template, source.added_tokens(vocab)), defaults
 
 
 LOADERS: dict[str, Callable[[Source], tuple[TokenizerBackend, dict[str, Any]]]] = {
