@@ -170,6 +170,13 @@ def _completes_files(app, path):
     return get_completion_action(next(a for a in arguments if a.name == "DATA").hint) is CompletionAction.FILES
 
 
+class Nothing:
+    """An iterable whose items are None."""
+
+    def __iter__(self):
+        return iter([None, None])
+
+
 DOCUMENTS = {
     "text": "one text",
     "bytes": b"bytes",
@@ -182,7 +189,7 @@ DOCUMENTS = {
     "text and bytes": ["a", b"b"],
     "lists": [["a"]],
     "mixed": [Document("a", "x"), "b"],
-    "generator": (None for _ in range(2)),
+    "iterable of nothing": Nothing(),
 }
 
 
@@ -192,4 +199,14 @@ def test_python_documents_that_are_no_texts_raise_data_error(folder, documents):
 
     config = glassformer.TrainConfig(out="run", steps=1, threads=1)
     with pytest.raises(DataError, match="document"):
+        glassformer.train(config, documents=documents)
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_python_examples_that_are_none_raise_data_error(folder, documents):
+    import glassformer
+
+    task = glassformer.Seq2SeqTaskConfig()
+    config = glassformer.TrainConfig(out="run", steps=1, threads=1, task=task)
+    with pytest.raises(DataError, match=r"example|Example"):
         glassformer.train(config, documents=documents)

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +144,9 @@ def make_repeatable(source: ExampleSource) -> Iterable[Seq2SeqExample]:
     """Return the examples as an iterable that can be iterated twice. Raises DataError where they are not examples."""
     if isinstance(source, Seq2SeqFiles):
         return source
-    found = RepeatableSource(source) if callable(source) else list(source)
-    for item in islice(found, 1):
-        if not isinstance(item, Seq2SeqExample):
-            raise DataError(f"a training example must be a Seq2SeqExample, got {type(item).__name__}")
-    return found
+    if not callable(source) and not isinstance(source, Iterable):
+        raise DataError(f"documents must be an iterable of Seq2SeqExample, got {type(source).__name__}")
+    return RepeatableSource(source if callable(source) else list(source).__iter__)
 
 
 class RepeatableSource:
@@ -159,7 +156,13 @@ class RepeatableSource:
         self.make = make
 
     def __iter__(self) -> Iterator[Seq2SeqExample]:
-        return iter(self.make())
+        found = self.make()
+        if not isinstance(found, Iterable):
+            raise DataError(f"documents must be an iterable of Seq2SeqExample, got {type(found).__name__}")
+        for item in found:
+            if not isinstance(item, Seq2SeqExample):
+                raise DataError(f"a training example must be a Seq2SeqExample, got {type(item).__name__}")
+            yield item
 
 
 def exclude_sources(examples: Seq2SeqExamples, held_out: Seq2SeqExamples) -> Seq2SeqExamples:
