@@ -4,8 +4,8 @@ A module `mutated_*` in tests/ has the checks of some formats: CHECKS, name -> f
 `pytest tests/soak -m soak -k NAME --mutations N` runs N mutations of one format.
 """
 
-import mutated_runs
 import mutated_data
+import mutated_runs
 import mutated_tokenizers
 import mutated_traces
 import pytest
