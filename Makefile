@@ -52,7 +52,7 @@ typed: setup    ## run the tests of model, cache and generation with shapes and 
 browser: setup
 	@$(BIN)/python tests/e2e/find_browser.py
 
-soak: setup     ## run the long tests: kill a training run 200 times, read 20,000 damaged files of each format
+soak: setup     ## run the long tests: kill a training run 200 times, read 20,000 damaged files of each format, fuzz HTTP
 	$(BIN)/python -m pytest tests/soak -m soak -s
 
 LLAMA_CPP := build/llama-cpp

@@ -20,8 +20,7 @@ from glassformer.server.models import ServedModel
 from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
-# The limits of a batch of several prompts: sequences, and tokens for which the cache may have room.
-BATCH, BATCH_TOKENS = 32, 2**15
+BATCH = 32  # sequences of several prompts that are generated together
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,14 @@ class GenerationJob:
                     yield self._chunk(event, batch[0] * self.n, offsets)
 
     def _batches(self) -> list[range]:
-        """Return the indices of the prompts of each batch: neighbours, as many as the limits allow."""
+        """Return the indices of the prompts of each batch: neighbours, as many as a request's memory allows."""
         context, limit = self.lm.config.context_length, self.options["max_tokens"]
         batches, begin, longest = [], 0, 0
         for p, prompt in enumerate(self.prompts):
             length = context if limit is None else min(len(prompt) + limit, context)
             size, longest = (p + 1 - begin) * self.n, max(longest, length)
-            if p > begin and (self.edits or size > BATCH or size * longest > BATCH_TOKENS):
+            n_bytes = size * cached_numbers(self.lm.config, longest) * self._itemsize
+            if p > begin and (self.edits or size > BATCH or n_bytes > self.served.request_bytes):
                 batches.append(range(begin, p))
                 begin, longest = p, length
         return [*batches, range(begin, len(self.prompts))]

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from glassformer.generate import prefill
 from glassformer.generate.prefill import chunk_size, run_chunks
 from glassformer.inspect.edits.edit import ablate, replace, scale
+from glassformer.inspect.views import cache, layer
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.step import Step
 
@@ -146,6 +147,13 @@ def test_no_tensor_has_the_size_of_the_square(family, monkeypatch):
         t.rows("blocks.0.attn.probs", head=1, query=[3, 900])
     if family != "gpt2" and "deepseek" not in family:  # PyTorch's causal product needs no mask
         assert recomputed.size < bound, recomputed.made_by
+    monkeypatch.setattr(layer, "MAX_PATTERN_BYTES", 1 << 20)
+    monkeypatch.setattr(cache, "MAX_SCORES", 1 << 17)
+    with LargestTensor() as viewed:
+        t.grid(layer=0)
+        t.cache(layer=0)
+    if family != "gpt2" and "deepseek" not in family:
+        assert viewed.size < bound, viewed.made_by
     with LargestTensor() as swept:
         next(iter(lm.sweep(t, over="heads")))
     assert swept.size < bound, swept.made_by

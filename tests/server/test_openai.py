@@ -177,27 +177,29 @@ def test_a_list_of_prompts_is_one_batch(client, lms):
     assert len(passes) == 12, "one forward pass for a step of all prompts"
 
 
-def test_batches_are_bounded_by_their_tokens(lms, monkeypatch):
+def test_batches_fit_the_memory_of_a_request(lms):
     """Sequences of one batch have room for as many tokens as the longest of them."""
+    from glassformer.cache.size import cached_numbers
     from glassformer.server import generation
     from glassformer.server.bodies import CompletionBody
     from glassformer.server.models import ServedModel
 
-    monkeypatch.setattr(generation, "BATCH_TOKENS", 100)
+    config = lms["talker"].config
 
-    def batches(lengths, max_tokens, n=1, edits=()):
+    def batches(fit, lengths, max_tokens, n=1, edits=()):
         body = CompletionBody(model="talker", prompt=[[5] * length for length in lengths], n=n)
+        n_sequences, n_tokens = fit
+        served = ServedModel("talker", lms["talker"], n_sequences * cached_numbers(config, n_tokens) * 4)
         limit = ("max_tokens", max_tokens)
-        served = ServedModel("talker", lms["talker"])
         job = generation.make_job(served, body, body.prompts(), max_tokens=limit, n=n, edits=edits)
         return [list(batch) for batch in job._batches()]
 
-    assert batches([10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
-    assert batches([10, 10, 41, 10], 10) == [[0, 1], [2], [3]]
-    assert batches([90, 1, 1], 10) == [[0], [1, 2]]
-    assert batches([1, 1, 1], 9, n=4) == [[0, 1], [2]]
-    assert batches([1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context of 256"
-    assert batches([1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
+    assert batches((5, 20), [10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
+    assert batches((5, 20), [10, 10, 40, 10], 10) == [[0, 1], [2, 3]]
+    assert batches((8, 20), [1, 1, 1], 19, n=4) == [[0, 1], [2]]
+    assert batches((1, 256), [1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context"
+    assert batches((2, 256), [1, 1], None) == [[0, 1]]
+    assert batches((5, 20), [1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
 
 
 def test_stop_strings_end_the_text(client, lms):

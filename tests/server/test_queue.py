@@ -101,6 +101,26 @@ def test_client_disconnect_during_prefill_cancels(slow, monkeypatch):
     assert models["one"].passes < LONG / 2
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/completions", {"echo": True, "logprobs": 1, "max_tokens": 1}),
+        ("/v1/completions", {"echo": True, "logprobs": 1, "max_tokens": 0, "stream": True}),
+        ("/v1/traces", {"max_tokens": 0}),
+    ],
+    ids=["echo", "score", "trace"],
+)
+def test_client_disconnect_cancels_the_scoring_of_a_text(slow, monkeypatch, path, more):
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 1)
+    url, app, models = slow
+    body = {"model": "one", "prompt": [5] * LONG, **more}
+    sock = opened(url, path, body)
+    wait_until(lambda: models["one"].passes > 3)
+    sock.close()
+    wait_until(lambda: app.state.queue.state["running"] == 0)
+    assert models["one"].passes < LONG / 2
+
+
 @pytest.mark.parametrize("more", [{"stream": True}, {}])
 def test_client_disconnect_removes_a_waiting_request(slow, more):
     url, app, models = slow

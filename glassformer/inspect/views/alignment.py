@@ -90,12 +90,16 @@ def _cross(t: Any, layer: int | None, head: int | None) -> tuple[Tensor, str, st
     n_heads = counts[0 if layer is None else layer]
     check_number("head", head, 0, n_heads - 1, optional=True)
     layers = range(n_layers) if layer is None else (layer,)
-    values = [t.rows(f"blocks.{i}.cross.probs", head) for i in layers]
-    error, identity = 0.0, values[0].identity
-    for value in values:
-        error = larger(error, value.error)
+    error, identity = 0.0, None
+    total: Tensor | None = None
+    for i in layers:  # one layer's probabilities at a time
+        value = t.rows(f"blocks.{i}.cross.probs", head)
+        error, identity = larger(error, value.error), value.identity
+        part = value.tensor.float() if head is not None else value.tensor.float().sum(0)
+        total = part if total is None else total + part
+    assert total is not None
     if head is not None:
-        return values[0].tensor.float(), f't["blocks.{layer}.cross.probs"][{head}]', identity, error, n_layers, n_heads
-    probs = torch.cat([value.tensor.float() for value in values]).mean(0)
+        return total, f't["blocks.{layer}.cross.probs"][{head}]', identity, error, n_layers, n_heads
+    probs = total / sum(counts[i] for i in layers)
     line = "t.alignment().probs" if layer is None else f't["blocks.{layer}.cross.probs"].tensor.mean(0)'
     return probs, line, identity, error, n_layers, n_heads

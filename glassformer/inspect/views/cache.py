@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.config import LayerConfig
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.recompute import larger
+from glassformer.inspect.trace.recompute import MAX_SCORES, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import get_block
+from glassformer.inspect.views.layer import get_block, patterns_of
 from glassformer.inspect.views.result import off
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
@@ -90,11 +89,18 @@ def cache(t: Trace, *, layer: int = 0) -> CacheContents:
     layers = tuple(_layer(t, i, one) for i, one in enumerate(t.config.layers))
     total = sum(one.bytes + (one.source.bytes if one.source else 0) for one in layers)
     names = [f"blocks.{layer}.{which}.probs" for which in ("attn", "cross")[: 1 + cross]]
-    values = [t[name] for name in names]
-    self_mass, *cross_mass = [value.tensor.float().sum(1) for value in values]  # [H, S]
+    masses, error, identity = [], 0.0, None
+    for name in names:
+        n_heads, n, n_keys = t.shape(name)
+        mass = torch.zeros(n_heads, n_keys, device=t.captured.ids.device)
+        size = max(1, MAX_SCORES // (n_heads * n_keys))
+        for value in patterns_of(t, name, (range(i, min(n, i + size)) for i in range(0, n, size))):
+            mass += value.tensor.float().sum(1)
+            identity, error = value.identity, larger(error, value.error or 0.0)
+        masses.append(mass)
+    self_mass, *cross_mass = masses  # [H, S]
     lines = [f't["{name}"].tensor.sum(1)' for name in names]
-    error = functools.reduce(larger, (value.error or 0.0 for value in values))
-    receipt = Receipt(", ".join(lines), values[0].identity, error)
+    receipt = Receipt(", ".join(lines), identity, error)
     return CacheContents(layers, total, layer, self_mass, cross_mass[0] if cross_mass else None, t.n_prompt, receipt)
 
 

@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import (
     AttentionKind,
     get_attention,
+    patterns_of,
     resolve_position,
     select_stack,
     values_at,
@@ -96,10 +98,14 @@ def grid(t: Trace, *, layer: int, size: int = 48, attention: AttentionKind = "at
     get_attention(stack, layer, kind=kind)
     check_number("size", size, 4, 256)
     name = f"{'' if stack is t else 'encoder.'}blocks.{layer}.{kind}.probs"
-    value = t[name]
-    probs = value.tensor.float()  # [H, T, S]
-    small = F.adaptive_max_pool2d(probs, (min(size, probs.shape[1]), min(size, probs.shape[2])))
+    _, n, n_keys = t.shape(name)
+    rows, columns = min(size, n), min(size, n_keys)
+    pooled, identity, error = [], None, 0.0
+    fields = (range(i * n // rows, -(-(i + 1) * n // rows)) for i in range(rows))  # the queries of each row
+    for value in patterns_of(t, name, fields):
+        identity, error = value.identity, larger(error, value.error or 0.0)
+        pooled.append(F.adaptive_max_pool1d(value.tensor.float().amax(1), columns))
+    small = torch.stack(pooled, 1)  # [H, rows, columns]
     data = (small * 255).round().to(torch.uint8).contiguous().cpu().numpy().tobytes()
-    receipt = Receipt(f't["{name}"]', value.identity, value.error)
-    n_heads, rows, columns = small.shape
-    return Grid(layer, n_heads, rows, columns, base64.b64encode(data).decode(), 0.5 / 255, receipt)
+    receipt = Receipt(f't["{name}"]', identity, error)
+    return Grid(layer, len(small), rows, columns, base64.b64encode(data).decode(), 0.5 / 255, receipt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from torch import Tensor
@@ -10,10 +12,12 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.trace.value import Value
 from glassformer.nn.attention import Attention
 from glassformer.nn.block import Block
 from glassformer.nn.latent import LatentAttention
 
+MAX_PATTERN_BYTES = 64 << 20  # of the attention pattern of one layer that a view keeps whole
 AttentionKind = Literal["attn", "cross", "encoder"]  # self-attention, cross-attention, self-attention of the encoder
 
 
@@ -50,6 +54,18 @@ def resolve_position(t: Trace, name: str, position: int) -> int:
     """Return a position from 0; -1 is the last token. RequestError if it is out of range."""
     check_number(name, position, -len(t.ids), len(t.ids) - 1)
     return position % len(t.ids)
+
+
+def patterns_of(t: Trace, name: str, queries: Iterable[range]) -> Iterator[Value]:
+    """Yield scores or probabilities [H, N, S] of some queries at a time, so that those of a long text are never whole.
+
+    A small pattern is computed once, and cached by the trace.
+    """
+    if math.prod(t.shape(name)) * 4 <= MAX_PATTERN_BYTES:
+        whole = t[name]
+        yield from (whole[:, some.start : some.stop] for some in queries)
+    else:
+        yield from (t.rows(name, query=some) for some in queries)
 
 
 def values_at(t: Trace, name: str, position: int | None = None) -> Tensor:

@@ -14,6 +14,8 @@ from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import ablate, add, knockout, scale
 from glassformer.inspect.present.traces import LanguageModelTrace
+from glassformer.inspect.views import cache as cache_module
+from glassformer.inspect.views import layer as layer_module
 from glassformer.inspect.views.anatomy import times
 from glassformer.inspect.views.block import block
 from glassformer.inspect.views.cache import cache, cache_speed
@@ -273,6 +275,20 @@ def test_grid_is_the_maximum_of_each_field(t):
                 (a, b), (c, d) = edges(row, found.rows), edges(column, found.columns)
                 largest = probs[:, a:b, c:d].max((1, 2))
                 assert (np.abs(data[:, row, column] / 255 - largest) <= found.bound + 1e-6).all()
+
+
+def test_views_of_patterns_in_parts_equal_those_of_the_whole(t, monkeypatch):
+    """A pattern above the bound is computed for some queries at a time."""
+    whole = [(grid(t, layer=i, size=5), cache(t, layer=i)) for i in range(t.config.n_layers)]
+    monkeypatch.setattr(layer_module, "MAX_PATTERN_BYTES", 0)
+    monkeypatch.setattr(cache_module, "MAX_SCORES", 4 * 12 * 5)
+    for i, (pixels, stored) in enumerate(whole):
+        found, other = grid(t, layer=i, size=5), cache(t, layer=i)
+        a, b = (np.frombuffer(base64.b64decode(one.pixels), np.uint8).astype(int) for one in (found, pixels))
+        assert np.abs(a - b).max() <= 1
+        np.testing.assert_allclose(other.mass, stored.mass, rtol=1e-4, atol=1e-5)
+        assert found.receipt.identity == pixels.receipt.identity
+        assert found.receipt.error < 1e-4
 
 
 # ---- a block
