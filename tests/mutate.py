@@ -188,7 +188,9 @@ def run_mutations(
                 if failure := ours.recv():
                     failures.append(f"seed {remaining[0]}: {failure}")
                 del remaining[0]
-            if remaining:
+            if not remaining:
+                child.join(10)  # it removes its temporary files
+            else:
                 failures.append(f"seed {remaining.pop(0)}: no result after {seconds:g} seconds")
         except EOFError:
             child.join(10)

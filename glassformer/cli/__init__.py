@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe is closed: nothing can be flushed
         sys.exit(141)
+    except OSError as error:  # a full disk, a read-only file system, no temporary folder
+        name = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+        _fail(f"{name}{error.strerror or error}", 1)
 
 
 def _config_file(tokens: list[str]) -> list[Toml]:

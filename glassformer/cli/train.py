@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from dataclasses import fields, make_dataclass, replace
@@ -36,8 +37,17 @@ MODELS: dict[str, Any] = {
 BUDGETS = ("seconds", "steps", "tokens")
 MODEL_HELP = {
     "family": f"the architecture, one of {', '.join(SHAPE_FAMILIES)}",
-    "n_kv_heads": "key and value heads; fewer than n_heads is grouped-query attention",
-    "context": "tokens of a training sequence, or of the longest target; also the context length of a new model",
+    "d_model": "width of the residual stream",
+    "n_layers": "layers (seq2seq: of encoder and decoder each); by default 4 (lm), 3 (seq2seq), 1 (recurrent)",
+    "n_heads": "attention heads; divides d_model unless --head-dim is given",
+    "n_kv_heads": "key and value heads; fewer than n_heads is grouped-query attention; by default those of the "
+    "preset, or n_heads where --n-heads is given",
+    "head_dim": "width of a head; 0 (the default) is d_model / n_heads",
+    "d_ff": "width of the feed-forward layer; 0 (the default) is 4 d_model, or 8/3 d_model where it is gated",
+    "rope_theta": "base of the rotary positions' wavelengths, in tokens",
+    "positions": "positions added to the embedding",
+    "context": "tokens of a training sequence, or of the longest target; also the context length of a new model; "
+    "by default 256 (lm) or 128 (seq2seq)",
     "tied_head": "use the embedding table as the head",
     "source_context": "tokens of the longest source; by default as --context",
     "norm_at": "normalize before each sublayer (pre) or after it (post, as in the paper)",
@@ -48,6 +58,20 @@ MODEL_HELP = {
     "attention": "recurrent: additive (Bahdanau et al. 2015), dot or general (Luong et al. 2015), or none",
     "input_feeding": "recurrent, with dot or general: feed the previous attention output into the cell",
 }
+
+
+def preset_sizes(shape: ShapeConfig) -> str:
+    """Return the sizes of a preset: "128 wide, 4 layers, 4 heads, 256 tokens"."""
+    family = "" if shape.family == ShapeConfig.family else f"{shape.family}, "
+    heads = f"{shape.n_heads} heads" + (f" ({shape.n_kv_heads} for keys and values)" if shape.n_kv_heads else "")
+    return f"{family}{shape.d_model} wide, {shape.n_layers} layers, {heads}, {shape.context} tokens"
+
+
+PRESET_HELP = (
+    "lm: a named size, which the options of single sizes override; by default tiny. "
+    + "; ".join(f"{name}: {preset_sizes(shape)}" for name, shape in PRESETS.items())
+    + "."
+)
 
 
 def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str, str] | None = None) -> Any:
@@ -64,7 +88,11 @@ def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str,
                 continue
             kind, default = hints[f.name], getattr(config, f.name)
             same = len({getattr(other, f.name, default) for other in configs}) == 1
-            shown = f" [default: {default}]" if same and default not in (None, "", (), False, 0) else ""
+            stated = "default" in (docs.get(f.name) or "") or re.search(r"\b0 (is|chooses)", docs.get(f.name) or "")
+            known = same and not stated and default not in (None, "", ()) and default is not False
+            shown = (
+                f" [default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}]" if known else ""
+            )
             if type(None) in typing.get_args(kind) and typing.get_origin(typing.get_args(kind)[0]) is Literal:
                 kind = Literal[(*typing.get_args(typing.get_args(kind)[0]), "none")]
             parameter = Parameter(
@@ -152,7 +180,7 @@ def train(
     out: OutFolder,
     task: Literal["lm", "seq2seq"] | None = None,
     arch: Literal["transformer", "recurrent"] | None = None,
-    preset: Preset | None = None,
+    preset: Annotated[Preset | None, Parameter(help=PRESET_HELP)] = None,
     from_model: Annotated[str | None, Parameter(name="--from")] = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -179,8 +207,6 @@ def train(
         source.
     arch
         seq2seq: transformer (the default), or recurrent (GRU or LSTM, with or without attention).
-    preset
-        lm: a named size (tiny by default); the options of single sizes override it.
     from_model
         Continue from this model with its architecture and tokenizer; of the model options only --context and
         --source-context may be given.

@@ -158,7 +158,7 @@ class TextModel(ModelViews, ABC):
             edit: changes to activations during the forward pass: see `inspect/edits/edit.py`.
             budget: the most bytes that the trace may hold.
             max_tokens: how many tokens to generate at most; a `LanguageModel` generates none by default.
-            before_forward: called before each forward pass of generation; an exception from it stops the trace.
+            before_forward: called before each forward pass; an exception from it stops the trace.
 
         A `LanguageModel` also takes `stop` and sampling options, a `Translator` `ended` and `special`.
 

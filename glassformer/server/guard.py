@@ -27,6 +27,7 @@ from glassformer.server.errors import error_response
 log = logging.getLogger("glassformer.server")
 
 MAX_BODY = 8 * 2**20  # bytes; a prompt of a million token ids fits
+MAX_BRACKETS = 2**17  # [ and { in a body: the parser takes seconds for millions of lists, and holds Python's lock
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "cross-origin-resource-policy": "same-origin",
@@ -70,15 +71,18 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        headers, received = Headers(scope=scope), 0
+        headers, received, brackets = Headers(scope=scope), 0, 0
         rejection = self._rejection(scope["method"], scope["path"], headers)
 
         async def receiving() -> Message:
-            nonlocal received
+            nonlocal received, brackets
             message = await receive()
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received, brackets = received + len(body), brackets + body.count(b"[") + body.count(b"{")
             if received > self.max_body:
                 raise HTTPException(413, self._too_large(f"more than {received - 1:,}"))
+            if brackets > MAX_BRACKETS:
+                raise HTTPException(413, f"the body has more than {MAX_BRACKETS:,} brackets [ and {{; send fewer items")
             return message
 
         try:

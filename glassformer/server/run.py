@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import logging
 import resource
@@ -134,6 +135,7 @@ class Server(uvicorn.Server):
 def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
     """Serve until a signal. Returns False if a second signal cancelled running requests."""
     server = Server(app, ready)
+    gc.freeze()  # the garbage collector need not visit the models' objects while it handles a request
     try:
         sock.listen()
         server.run(sockets=[sock])

@@ -30,9 +30,9 @@ class OptimConfig:
     name: Literal["muon", "adamw"] = "muon"
     "muon for hidden matrices and AdamW for the other parameters, or adamw for all parameters"
     lr: float | None = None
-    "peak learning rate of the hidden matrices; by default 0.02 for muon, 0.002 for adamw; with from a hundredth of it"
+    "peak learning rate of the hidden matrices; by default 0.02 for muon, 0.002 for adamw; a hundredth with --from"
     embed_lr: float | None = None
-    "peak learning rate of embeddings and head; by default 0.005 for muon, lr for adamw; with from a hundredth of it"
+    "peak learning rate of embeddings and head; by default 0.005 for muon, lr for adamw; a hundredth with --from"
     scalar_lr: float | None = None
     "peak learning rate of norm weights and biases; by default as embed_lr"
     betas: tuple[float, float] = (0.9, 0.95)
@@ -243,9 +243,9 @@ class TrainConfig:
     seconds: float | None = None
     "train for about this long: the run measures its speed, then fixes the number of steps; 120 by default"
     steps: int | None = None
-    "train for this many steps"
+    "train for this many steps; by default as many as fit into the seconds"
     tokens: int | None = None
-    "train on this many target tokens"
+    "train on this many target tokens; by default as many as fit into the seconds"
     eval_every: int = 0
     "steps between evaluations; 0 is a twentieth of the run"
     eval_tokens: int = 32_768

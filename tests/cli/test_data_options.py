@@ -210,3 +210,16 @@ def test_python_examples_that_are_none_raise_data_error(folder, documents):
     config = glassformer.TrainConfig(out="run", steps=1, threads=1, task=task)
     with pytest.raises(DataError, match=r"example|Example"):
         glassformer.train(config, documents=documents)
+
+
+@pytest.mark.parametrize("data", ["a.txt", "-"])
+def test_no_temporary_folder_is_an_error_in_one_line(folder, data):
+    (folder / "a.txt").write_text("text")
+    code = (
+        "import tempfile; tempfile._candidate_tempdir_list = lambda: ['nowhere']\n"
+        f"from glassformer.cli import main; main(['data', 'check', {data!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="text", capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "No usable temporary directory found" in done.stderr
+    assert "Traceback" not in done.stderr

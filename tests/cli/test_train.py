@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from test_cli import TEXT, run_error, run_ok
 
 from glassformer.cli import main
+from glassformer.families.common.shape import PRESETS
 
 SMALL = "--d-model 32 --n-layers 1 --n-heads 2 --context 32 --batch 4 --steps 4 --threads 1".split()
 
@@ -80,3 +82,30 @@ def test_stopped_run_has_the_exit_status_of_its_signal_and_says_how_to_resume(da
     last = shown.strip().splitlines()[-1]
     assert last.startswith("stopped at step ")
     assert last.endswith(f" of 100000; resume with: glassformer train --out '{out}' --resume")
+
+
+def test_help_of_train_states_meaning_and_default_of_every_option(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    shown = run_ok(capfd, "train", "--help").out
+    for line in filter(re.compile(r"│ [* ]  --").match, shown.splitlines()):
+        name, _, text = re.sub(r"^│ [* ]  |│$", "", line).strip().partition("  ")
+        words = text.partition("[choices")[0].strip()
+        assert len(words.partition("[default")[0].strip()) > 8, f"{name} has no meaning: {line}"
+        is_flag = not re.search(r" (INT|FLOAT|STR|CHOICE|PATH)\b", name)
+        stated = (
+            "[default: ",
+            "[required]",
+            "default",
+            "0 is",
+            "0 chooses",
+            "without",
+            "instead",
+            "existing",
+            "Continue",
+        )
+        assert is_flag or any(word in words for word in stated), f"{name} has no default: {line}"
+    for name, shape in PRESETS.items():
+        assert re.search(
+            rf"{name}: (\w+, )?{shape.d_model} wide, {shape.n_layers} layers, {shape.n_heads} heads", shown
+        )
+    assert "maximum global gradient norm; 0 disables clipping [default: 1.0]" in shown

@@ -1,7 +1,7 @@
 """Every option of `train --task seq2seq` changes the configuration or raises an error that names it."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from test_cli import run_error, run_ok
@@ -160,6 +160,24 @@ def resume_message(recorded, config) -> str:
 def test_recorded_value_is_the_default_with_resume(settings, run):
     assert settings("--out", run, "--resume").batch == 8
     assert settings("--out", run, "--resume", "--batch", 32).batch == 32
+
+
+def test_given_defaults_replace_recorded_values_with_resume(settings, run, tmp_path):
+    changed = [
+        ("optim.clip", "0", "1.0", 1.0), ("optim.weight_decay", "0.2", "0.01", 0.01), ("seconds", "9", "120", 120.0),
+        ("schedule.warmup", "9", "50", 50), ("keep_last", "4", "2", 2), ("label_smoothing", "0.1", "0", 0.0),
+    ]  # fmt: skip
+    others = [word for name, other, *_ in changed for word in (dash(name), other)]
+    defaults = [word for name, _, default, _ in changed for word in (dash(name), default)]
+    first = settings("p.tsv", "--task", "seq2seq", "--out", tmp_path, *others)
+    RunFile(first, {}).write(tmp_path)
+    flat = flatten(config_dict(settings("--out", tmp_path, "--resume", *defaults)))
+    assert {name: flat[key_of(name, flat)] for name, *_ in changed} == {name: value for name, *_, value in changed}
+    assert settings("--out", tmp_path, "--resume") == replace(first, resume=True)
+
+
+def dash(name):
+    return f"--{name.replace('_', '-')}"
 
 
 def test_resume_with_option_of_another_run_raises_error(capfd, run):

@@ -5,12 +5,14 @@ A module `mutated_*` in tests/ has the checks of some formats: CHECKS, name -> f
 """
 
 import mutated_data
+import mutated_runs
 import mutated_tokenizers
 import mutated_traces
 import pytest
 from mutate import run_mutations
 
 CHECKS = {f"tokenizer-{name}": check for name, check in mutated_tokenizers.CHECKS.items()}
+CHECKS |= {f"run-{name}": check for name, check in mutated_runs.CHECKS.items()}
 CHECKS |= {f"data-{name}": check for name, check in mutated_data.CHECKS.items()}
 CHECKS |= {f"trace-{name}": check for name, check in mutated_traces.CHECKS.items()}
 

@@ -368,6 +368,13 @@ def test_file_without_pre_tokenizer_uses_that_of_its_architecture(architecture, 
             tokenizer_from_gguf(metadata | other)
 
 
+def test_damaged_byte_token_raises_error():
+    metadata = tokenizer_to_gguf(Tokenizer(SentencePieceTokenizer(trained("bpe-llama"))))
+    metadata[KEY + "tokens"][metadata[KEY + "tokens"].index("<0x42>")] = "<0x>"
+    with pytest.raises(TokenizerError, match="requires 256 byte pieces"):
+        tokenizer_from_gguf(metadata)
+
+
 def test_absent_ids_are_no_tokens():
     """llama.cpp's own training tools store 4294967295 for a token that does not exist."""
     tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")))

@@ -82,5 +82,6 @@ def test_invalid_id_does_not_change_the_stream(bpe):
     for index in (first, second, third):
         assert stream.push(index) == ""
     with pytest.raises(TokenizerError):
-        stream.push(400)
+        stream.push(-1)
+    assert stream.push(400) == ""  # an id without a token has no text
     assert stream.push(last) == "𓂀"

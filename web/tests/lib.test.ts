@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { EventReader } from "../src/lib/events.js";
 import { approximate, bytes, compact, count, exact, fixed, percent, power, short } from "../src/lib/number.js";
+import { visibleText } from "../src/lib/visible_text.js";
 import { fractionColour, fractionOf, signedColour, signedOf, type Meaning } from "../src/lib/colour.js";
 import { decode, fromBase64, half, largest, topIndices } from "../src/lib/tensor.js";
 
@@ -37,6 +38,10 @@ describe("numbers", () => {
     expect([bytes(1), bytes(98304), bytes(1023), bytes(2 ** 30)]).toEqual(["1 B", "96.0 KiB", "1023 B", "1.00 GiB"]);
     expect([count(1234567), power(0)]).toEqual(["1,234,567", "0"]);
   });
+});
+
+test("visible text marks whitespace and isolates right-to-left text", () => {
+  expect(["a b\n", "", "吾輩", "\u05d0 1"].map(visibleText)).toEqual(["a·b⏎", "∅", "吾輩", "\u2068\u05d0·1\u2069"]);
 });
 
 describe("colours", () => {

@@ -48,6 +48,7 @@ class SentencePieceTokenizer:
             TokenizerError: The model is malformed, or an added token has the id of another token.
         """
         model = parse_sentencepiece(data) if isinstance(data, bytes) else data
+        model.check()
         self._added = tuple(added)
         self._options = {"name": name, "template": template, "prefix_after_special": prefix_after_special}
         self.data, self.name, self.prefix_after_special = data, name, prefix_after_special

@@ -180,14 +180,18 @@ def is_standard_input(status: os.stat_result) -> bool:
 
 def copy_to_disk(file: ReadableBytes, name: str) -> BinaryIO:
     """Return a temporary file with the bytes of `file`. Raises DataError where the disk is full."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115
-    while block := file.read(BLOCK):
-        try:
+    folder = "a temporary folder"
+    block = file.read(BLOCK)
+    try:
+        folder = tempfile.gettempdir()
+        copy = tempfile.TemporaryFile()  # noqa: SIM115
+        while block:
             copy.write(block)
-        except OSError as error:
-            raise DataError(f"{name} could not be copied to {tempfile.gettempdir()} (TMPDIR): {error}") from error
-    copy.flush()
-    copy.seek(0)
+            block = file.read(BLOCK)
+        copy.flush()
+        copy.seek(0)
+    except OSError as error:
+        raise DataError(f"{name} could not be copied to {folder} (TMPDIR): {error}") from error
     return cast(BinaryIO, copy)
 
 
