@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from glassformer.config import RecurrentConfig, TextEncoderConfig
+from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError
 from glassformer.families import FAMILIES, Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
@@ -31,7 +31,7 @@ from glassformer.text.tokenizer import Tokenizer
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
 MAX_MESSAGES = 20  # problems listed in one error
-MAX_UNCHECKED_LAYERS = 1000  # layers and experts that a config may describe without the weights to match
+MAX_UNCHECKED = 1000  # experts that a config may describe without the weights to match
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,13 @@ def _check_size(config: AnyConfig, reader: TensorReader, path: Path) -> None:
     Without this check a damaged config.json could cause millions of modules to be built before loading fails.
     """
     if isinstance(config, RecurrentConfig):
-        return
-    n = sum(1 + (layer.experts.n_experts if layer.experts else 0) for layer in config.layers)
-    n_elements = _n_elements(reader)
-    if n > max(MAX_UNCHECKED_LAYERS, len(reader)) and n * config.d_model > n_elements:
+        n_layers = n = config.n_layers
+    else:
+        encoder = config.encoder if isinstance(config, ModelConfig) else None
+        layers = config.layers if encoder is None else config.layers + encoder.layers
+        n_layers, n = len(layers), sum(1 + (layer.experts.n_experts if layer.experts else 0) for layer in layers)
+    n_elements = _n_elements(reader)  # every layer has a tensor of its own; experts may share one
+    if n_layers > len(reader) or (n > max(MAX_UNCHECKED, len(reader)) and n * config.d_model > n_elements):
         raise CheckpointError(
             f"{path}: the configuration describes {n} layers and experts, but the weights have only {len(reader)} "
             f"tensors with {n_elements} elements"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
 from glassformer.formats.checkpoint import MAX_MESSAGES, Checkpoint, ModelKind, open_checkpoint
@@ -161,13 +161,17 @@ def meta_parameters(config: AnyConfig) -> dict[str, Tensor]:
 
 
 def empty_model(config: AnyConfig) -> AnyModel:
-    """Create a model on the meta device."""
-    with torch.device("meta"), _SkipInit():
-        if isinstance(config, RecurrentConfig):
-            return RecurrentEncoderDecoder(config)
-        if isinstance(config, TextEncoderConfig):
-            return TextEncoder(config)
-        return make_model(config)
+    """Create a model on the meta device. ConfigError: a matrix has more numbers than a tensor can have."""
+    try:
+        with torch.device("meta"), _SkipInit():
+            if isinstance(config, RecurrentConfig):
+                return RecurrentEncoderDecoder(config)
+            if isinstance(config, TextEncoderConfig):
+                return TextEncoder(config)
+            return make_model(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's errors of sizes beyond 64 bits
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the configuration describes a matrix that is too large: {reason}") from error
 
 
 class _SkipInit(TorchFunctionMode):
