@@ -131,7 +131,7 @@ def logprobs_of(model, source):
 
 
 @pytest.mark.parametrize("alpha", LENGTH_PENALTIES)
-@pytest.mark.parametrize(("vocab", "most", "seed"), [(3, 5, 0), (4, 4, 1), (5, 3, 2), (4, 1, 3)])
+@pytest.mark.parametrize(("vocab", "max_tokens", "seed"), [(3, 5, 0), (4, 4, 1), (5, 3, 2), (4, 1, 3)])
 def test_exhaustive_beam_finds_the_best_texts(vocab, max_tokens, seed, alpha):
     settings, model = (
         BeamSearch(beam=max(7, vocab**max_tokens), n=7, length_penalty=alpha),
