@@ -136,7 +136,7 @@ class ChatTemplate:
             raise self._error(error.problem, error.line) from error
 
     def _check_built(self, rendered: RenderedTemplate, messages: Sequence[Message], fields: Mapping[str, Any]) -> None:
-        """Raise TokenizerError for a special token that only `transformers` would find, and that no message contains."""
+        """Raise TokenizerError for a special token that only `transformers` would find, and no message contains."""
         unknown_roles = {str(message.get("role")) for message in messages} - ROLES
         if not unknown_roles and not rendered.untracked:
             return
