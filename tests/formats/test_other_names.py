@@ -20,7 +20,7 @@ from glassformer.models.load import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from cases import HF_MADE
-from theirs import hf_random
+from hf_models import hf_random
 
 WEIGHTS = "model.safetensors"
 

@@ -18,7 +18,7 @@ from server.conftest import serving, tiny_lm
 from glassformer.generate import prefill
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
-from glassformer.server.queue import LOOKS_PER_TURN, MAX_UNREAD, MAX_WAITING, ClientDisconnected, WorkQueue
+from glassformer.server.queue import MAX_UNREAD, MAX_WAITING, QUICK_STEPS, ClientDisconnected, WorkQueue
 
 LONG = 200  # tokens: far more than are generated before a test ends
 
@@ -358,7 +358,7 @@ def test_full_queue_rejects():
     run(test, max_running=1)
 
 
-def test_jobs_take_turns_and_looks_run_between_their_steps():
+def test_steps_of_jobs_are_interleaved_and_quick_jobs_run_between_them():
     async def test(queue):
         order, begun, go = [], threading.Event(), threading.Event()
 
@@ -384,7 +384,7 @@ def test_jobs_take_turns_and_looks_run_between_their_steps():
     run(test)
 
 
-def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
+def test_a_streamed_quick_job_does_not_delay_later_ones():
     async def test(queue):
         order, begun, go = [], threading.Event(), threading.Event()
 
@@ -410,11 +410,11 @@ def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
     run(test)
 
 
-def test_looks_and_jobs_share_the_thread():
-    """With hundreds of streamed looks, jobs still run, and the looks advance evenly, the first one first."""
+def test_quick_and_long_jobs_share_the_thread():
+    """With hundreds of streamed quick jobs, long ones still run, and the quick ones advance evenly, in order."""
 
     async def test(queue):
-        order, n_looks, n_rows, n_tokens = [], MAX_WAITING, 4, 40
+        order, n_quick, n_rows, n_tokens = [], MAX_WAITING, 4, 40
 
         def steps(name, n, begun=None, go=None):
             def work(check):
@@ -432,18 +432,20 @@ def test_looks_and_jobs_share_the_thread():
         jobs = [queue.submit(steps("first", n_tokens, begun, go))]
         await asyncio.to_thread(begun.wait)
         jobs.append(queue.submit(steps("second", n_tokens)))
-        jobs += [queue.submit(steps(i, n_rows), quick=True) for i in range(n_looks)]
+        jobs += [queue.submit(steps(i, n_rows), quick=True) for i in range(n_quick)]
         with pytest.raises(ApiError, match="the queue is full"):
             queue.submit(steps("one too many", 1), quick=True)
         go.set()
         for job in jobs:
             assert len([item async for item in job]) in (n_rows, n_tokens)
-        looks = [name for name in order if isinstance(name, int)]
-        assert looks == [*range(n_looks)] * n_rows
+        quick = [name for name in order if isinstance(name, int)]
+        assert quick == [*range(n_quick)] * n_rows
         tokens = [i for i, name in enumerate(order) if isinstance(name, str)]
         assert [order[i] for i in tokens] == ["first", "second"] * n_tokens
         gaps = [later - earlier - 1 for earlier, later in itertools.pairwise(tokens)]
-        assert gaps[:-1] == [LOOKS_PER_TURN] * (2 * n_tokens - 2), "between two tokens there are at most so many looks"
+        assert gaps[:-1] == [QUICK_STEPS] * (2 * n_tokens - 2), (
+            "between two tokens there are at most so many quick steps"
+        )
 
     run(test)
 
