@@ -26,7 +26,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.decode import check_request, decode_steps, open_session
 from glassformer.generate.request import NO_CONSTRAINTS, FinishReason, GenerationRequest, TokenConstraints, check_ids
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.generate.session import DecodeSession, Observer, Seq2SeqModel, max_target_tokens, vocab_sizes
+from glassformer.generate.session import DecodeSession, Observer, Seq2SeqModel, max_target_tokens, run, vocab_sizes
 from glassformer.kernels.attention import attend_fused
 from glassformer.nn.attend import Attend
 from glassformer.plain_numbers import make_fields_plain
@@ -127,6 +127,8 @@ def greedy(
     logprobs: list[float] = [0.0] * len(texts)
     finish: list[FinishReason | None] = [None] * len(texts)
     for event in decode_steps(session, request, limits):
+        if event is None:
+            continue
         logprobs[event.sequence] += event.logprob or 0.0
         if event.id is not None:
             texts[event.sequence].append(event.id)
@@ -149,7 +151,7 @@ def beam_search(
     (end,), rules, max_steps = request.end_ids, request.constraints, max(limits)
     live = [[Hypothesis((), 0.0, 0.0)] for _ in request.prompts]  # per source; the batch concatenates the sources
     results: list[list[Hypothesis]] = [[] for _ in request.prompts]
-    logits = session.start()
+    logits = run(session.start())
     for step in range(1, max_steps + 1):
         texts = [[*prompt, *one.ids] for prompt, ones in zip(request.prompts, live, strict=True) for one in ones]
         candidates = _candidates(logits, options.beam, rules, step, max_steps, end, texts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +36,12 @@ from glassformer.text.stream_decoder import StreamDecoder
 from glassformer.text.tokenizer import Tokenizer
 
 
-def decode(
+def decode(model: GenerativeModel, request: GenerationRequest, **options: Any) -> Iterator[TokenEvent]:
+    """Continue each prompt of a request: `decode_with_pauses` without its pauses."""
+    return (event for event in decode_with_pauses(model, request, **options) if event is not None)
+
+
+def decode_with_pauses(
     model: GenerativeModel,
     request: GenerationRequest,
     *,
@@ -43,10 +49,11 @@ def decode(
     attend: Attend = attend_fused,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
-) -> Iterator[TokenEvent]:
+) -> Iterator[TokenEvent | None]:
     """Continue each prompt of a request; yield one event per continuation and step, in order of sequences.
 
-    Continuation i draws with the request's seed plus i.
+    Between the forward passes of a long prefill it yields None, so that other work can run in between. Continuation i
+    draws with the request's seed plus i.
 
     Args:
         tokenizer: decodes tokens to the text of the events; without it the text is empty.
@@ -144,8 +151,8 @@ def decode_steps(  # no inference mode here: it would leak to the caller at each
     limits: Sequence[int],
     tokenizer: Tokenizer | None = None,
     process_last_token: bool = False,
-) -> Iterator[TokenEvent]:
-    """Run a session until all sequences have ended. See `decode`.
+) -> Iterator[TokenEvent | None]:
+    """Run a session until all sequences have ended. See `decode_with_pauses`.
 
     process_last_token: run one more forward pass over the last generated token, from which nothing is predicted.
     """
@@ -155,7 +162,7 @@ def decode_steps(  # no inference mode here: it would leak to the caller at each
         GeneratedSequence(i, prompt, limit, (sampling.seed or 0) + i, request.stop, tokenizer, rules.min_length)
         for i, (prompt, limit) in enumerate(prompts)
     ]
-    logits, step = session.start(), 1
+    logits, step = (yield from session.start()), 1
     counts = TokenCounts(logits, [one.ids for one in sequences]) if sampling.counts_tokens else None
     vocab_size = tokenizer.vocab_size if tokenizer else None  # excludes the padding of a vocabulary
     while True:

@@ -1,16 +1,17 @@
 """The forward passes of one request: prefill, then one token per sequence and step.
 
-    prompts (and sources) -> session.start() ---------------> logits [R, V] of the token after each prompt
+    prompts (and sources) -> run(session.start()) ----------> logits [R, V] of the token after each prompt
                              session.advance(ids [R]) ------> logits [R, V], after one more token in every sequence
                              session.select(sequences) -----> only these sequences, in this order; repeats are allowed
 
+A prefill of several chunks pauses between them: `start` is a generator, which other work can be interleaved with.
 The session owns the state between forward passes: a Transformer's key/value cache, or a recurrent model's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,24 @@ from glassformer.nn.step import Step
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
 DEFAULT_MAX_TOKENS = 512  # for recurrent models, which have no context limit
+
+
+T = TypeVar("T")
+Pausing = Generator[None, None, T]  # yields None between forward passes, and returns T
+
+
+def run(work: Generator[Any, None, T]) -> T:
+    """Run a generator to its end; return its value."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def with_value(work: Pausing[T]) -> Iterator[T | None]:
+    """Yield the pauses of a generator, then its value."""
+    yield (yield from work)
 
 
 @runtime_checkable
@@ -54,7 +73,7 @@ class Observer(Protocol):
 class DecodeSession(Protocol):
     """A batch of sequences that grow by one token per step."""
 
-    def start(self) -> Float[Tensor, "R V"]:
+    def start(self) -> Pausing[Float[Tensor, "R V"]]:
         """Prefill the prompts; return the logits of each continuation's first token."""
         ...
 
@@ -96,9 +115,9 @@ class TransformerSession:
         self.numbers = list(range(len(self.ids))) if sources is None else [0] * len(self.ids)
 
     @torch.inference_mode()
-    def start(self) -> Float[Tensor, "R V"]:
+    def start(self) -> Pausing[Float[Tensor, "R V"]]:
         shared = self.n if self.observer is None or not self.observer.separate_prefill else 1
-        logits = self._prefill(self.ids[::shared], self.numbers[::shared])
+        logits = yield from self._prefill(self.ids[::shared], self.numbers[::shared])
         if shared > 1:
             index = [i for i in range(len(self.ids) // shared) for _ in range(shared)]
             assert self.cache is not None
@@ -111,7 +130,7 @@ class TransformerSession:
         for sequence, token in zip(self.ids, ids, strict=True):
             sequence.append(token)
         if self.model.config.long_text in {len(sequence) for sequence in self.ids}:
-            logits = self._prefill(self.ids, self.numbers)
+            logits = run(self._prefill(self.ids, self.numbers))
         else:
             logits = self._forward([[token] for token in ids], self.numbers)
         return check_logits(logits, self.observer is not None and self.observer.has_edits)
@@ -122,7 +141,7 @@ class TransformerSession:
         self.ids = [list(self.ids[i]) for i in sequences]
         self.numbers = [self.numbers[i] for i in sequences]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Float[Tensor, "P V"]:
+    def _prefill(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Pausing[Float[Tensor, "P V"]]:
         """Fill a new cache with the prompts; return the logits of each prompt's last token."""
         model, lengths = self.model, [len(prompt) for prompt in prompts]
         source = self._encode() if self.cache is None else self.cache.source
@@ -132,6 +151,8 @@ class TransformerSession:
         size = prefill.chunk_size(model.config, max(lengths), len(prompts), edits_scores)
         size = min(size, max(prefill.PREFILL_CHUNK // len(prompts), 1))
         for begin in range(0, max(lengths), size):
+            if begin:
+                yield
             chunk = [list(prompt[begin : begin + size]) for prompt in prompts]
             ends = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == lengths[p]]
             out = self._forward(chunk, numbers)
@@ -180,7 +201,7 @@ class RecurrentSession:
         self.device, self.position = model.head.weight.device, 0
 
     @torch.inference_mode()
-    def start(self) -> Float[Tensor, "R V"]:
+    def start(self) -> Pausing[Float[Tensor, "R V"]]:
         ids, lengths = pad(self.sources, self.device)
         self.source_positions = Step.of(ids, lengths).positions.expand_as(ids)  # -1 is padding
         self.state = self.model.encode(ids, torch.tensor(lengths), self._step(len(ids)).tap)
@@ -188,6 +209,7 @@ class RecurrentSession:
         tokens = [prompt for prompt in self.prompts for _ in range(self.n)]
         for ids in list(zip(*tokens, strict=True))[:-1]:
             self.advance(ids)
+            yield
         return self.advance([prompt[-1] for prompt in tokens])
 
     @torch.inference_mode()

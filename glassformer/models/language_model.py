@@ -16,7 +16,7 @@ from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_decoder, save_model
 from glassformer.formats.save import SHARD, GgufKind, replacing_model
-from glassformer.generate.decode import decode, token_logprobs
+from glassformer.generate.decode import decode_with_pauses, token_logprobs
 from glassformer.generate.prefill import chunk_size, run_chunks
 from glassformer.generate.request import (
     NO_CONSTRAINTS,
@@ -28,7 +28,7 @@ from glassformer.generate.request import (
     check_ids,
 )
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.generate.session import check_logits
+from glassformer.generate.session import Pausing, check_logits, run, with_value
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
@@ -170,7 +170,8 @@ class LanguageModel(TextModel):
         editor = self._editor(edit, request)
         events: list[list[TokenEvent]] = [[] for _ in range(n)]
         for event in self._decode(request, editor):
-            events[event.sequence].append(event)
+            if event is not None:
+                events[event.sequence].append(event)
         choices = () if editor is None else editor.choices
         return Generation(tuple(request.prompts[0]), tuple(map(_continuation, events)), request.sampling.seed, choices)
 
@@ -216,6 +217,27 @@ class LanguageModel(TextModel):
 
         Sequence i draws with the seed plus i. The row of an edit is the index of a sequence.
         """
+        events = self.stream_with_pauses(
+            prompts, max_tokens=max_tokens, stop=stop, n=n, logprobs=logprobs, edit=edit,
+            before_forward=before_forward, min_tokens=min_tokens, ignore_eos=ignore_eos, **sampling,
+        )  # fmt: skip
+        return (event for event in events if event is not None)
+
+    def stream_with_pauses(
+        self,
+        prompts: Sequence[TextOrIds],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        logprobs: int | None = None,
+        edit: Edit | Sequence[Edit] = (),
+        before_forward: Callable[[], None] | None = None,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Iterator[TokenEvent | None]:
+        """`stream_batch` that yields None between the forward passes of a long prompt, for other work."""
         request = self._request(prompts, max_tokens, stop, n, logprobs, sampling, min_tokens, ignore_eos)
         return self._decode(request, self._editor(edit, request), before_forward)
 
@@ -244,9 +266,11 @@ class LanguageModel(TextModel):
 
     def _decode(
         self, request: GenerationRequest, editor: Edits | None, before_forward: Callable[[], None] | None = None
-    ) -> Iterator[TokenEvent]:
+    ) -> Iterator[TokenEvent | None]:
         observer = None if editor is None else EditObserver(editor)
-        return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
+        return decode_with_pauses(
+            self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward
+        )
 
     def _editor(self, edits: Edit | Sequence[Edit], request: GenerationRequest) -> Edits | None:
         """Check the edits of prompts and their continuations; return None if there are none."""
@@ -261,7 +285,6 @@ class LanguageModel(TextModel):
         """Check the edits of a text that is not continued; return None if there are none."""
         return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
-    @torch.inference_mode()
     def score(
         self,
         text: TextOrIds,
@@ -282,6 +305,18 @@ class LanguageModel(TextModel):
             CapacityError: the text does not fit the context.
             RequestError: the text has fewer than two tokens.
         """
+        return run(self.score_with_pauses(text, top=top, edit=edit, before_forward=before_forward))
+
+    @torch.inference_mode()
+    def score_with_pauses(
+        self,
+        text: TextOrIds,
+        *,
+        top: int = 0,
+        edit: Edit | Sequence[Edit] = (),
+        before_forward: Callable[[], None] | None = None,
+    ) -> Pausing[Score]:
+        """`score` that yields None between the forward passes over a long text, for other work."""
         check_number("top", top, 0, 1024)
         ids, context = self.encode(text), self.config.context_length
         if len(ids) > context:
@@ -306,6 +341,7 @@ class LanguageModel(TextModel):
             logits = check_logits(self.model.logits(hidden[0, : len(chosen)], step), editor is not None)
             scores = token_logprobs(logits, chosen, top)
             tokens += [TokenScore(id, *score) for id, score in zip(chosen.tolist(), scores, strict=True)]
+            yield
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
 
@@ -353,6 +389,26 @@ class LanguageModel(TextModel):
         **sampling: Any,
     ) -> Iterator[TokenEvent | LanguageModelTrace]:
         """Yield the token events of the continuation, then the trace. An invalid request raises at the call."""
+        events = self.trace_with_pauses(
+            text, capture=capture, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, logprobs=logprobs,
+            before_forward=before_forward, **sampling,
+        )  # fmt: skip
+        return (event for event in events if event is not None)
+
+    def trace_with_pauses(
+        self,
+        text: TextOrIds,
+        *,
+        capture: str | Sequence[str] = (),
+        edit: Edit | Sequence[Edit] = (),
+        budget: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        before_forward: Callable[[], None] | None = None,
+        **sampling: Any,
+    ) -> Iterator[TokenEvent | LanguageModelTrace | None]:
+        """`trace_stream` that yields None between the forward passes over a long text, for other work."""
         check_number("max_tokens", max_tokens, 0, 1 << 31, optional=True)
         if not max_tokens:
             for name, value in {"stop": stop, "logprobs": logprobs, **sampling}.items():
@@ -360,7 +416,9 @@ class LanguageModel(TextModel):
                     raise RequestError(f"{name} has no effect without max_tokens: no token is generated", param=name)
             ids = self.encode(text)
             editor = self._text_editor(edit, ids)
-            return iter([record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor, before_forward)])
+            return with_value(
+                record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor, before_forward)
+            )
         request = self._request([text], max_tokens, stop, 1, logprobs, sampling)
         editor = self._editor(edit, request)
         return record_generation(LanguageModelTrace, self, request, patterns(capture), budget, editor, before_forward)

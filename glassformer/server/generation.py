@@ -92,8 +92,11 @@ class GenerationJob:
     def n_choices(self) -> int:
         return self.n * len(self.prompts)
 
-    def chunks(self, check: CheckCancelled) -> Iterator[Chunk]:
-        """Generate and yield the chunks of all choices. `check` is called before each forward pass."""
+    def chunks(self, check: CheckCancelled) -> Iterator[Chunk | None]:
+        """Generate and yield the chunks of all choices, and None between the forward passes over a long prompt.
+
+        `check` is called before each forward pass.
+        """
         for batch in self._batches():
             if self.echo:
                 for p in batch:
@@ -103,7 +106,7 @@ class GenerationJob:
                 if self.options["logprobs"] is not None:
                     offsets = [_TokenOffsets(self, p) for p in batch for _ in range(self.n)]
                 for event in self._stream(batch, check):
-                    yield self._chunk(event, batch[0] * self.n, offsets)
+                    yield None if event is None else self._chunk(event, batch[0] * self.n, offsets)
 
     def _batches(self) -> list[range]:
         """Return the indices of the prompts of each batch: neighbours, as many as a request's memory allows."""
@@ -147,7 +150,7 @@ class GenerationJob:
     def _itemsize(self) -> int:
         return self.lm.model.embed.weight.element_size()
 
-    def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent]:
+    def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent | None]:
         options = dict(self.options)
         if options["max_tokens"] is None and self._most_tokens(batch) < self.lm.config.context_length:
             options["max_tokens"] = self._n_tokens(batch) - max(len(self.prompts[p]) for p in batch)
@@ -156,7 +159,7 @@ class GenerationJob:
         if self.edits:
             options |= {"edit": self.edits}
         prompts = [self.prompts[p] for p in batch]
-        return self.lm.stream_batch(prompts, before_forward=check, **options)
+        return self.lm.stream_with_pauses(prompts, before_forward=check, **options)
 
     def _check_scored(self, batch: range) -> None:
         """Check prompts that are not continued: they may fill the context."""
@@ -179,7 +182,7 @@ class GenerationJob:
                 tokens = (Token(event.end_id, event.logprob, event.top, offset.finish()),)
         return Chunk(first + event.sequence, event.text, tokens, 1, event.finish)
 
-    def _echo(self, p: int, check: CheckCancelled) -> Iterator[Chunk]:
+    def _echo(self, p: int, check: CheckCancelled) -> Iterator[Chunk | None]:
         """Yield the prompt as the first chunk of each of its continuations."""
         ids, tokenizer, text = self.prompts[p], self.lm.tokenizer, self.texts[p]
         if text is None:
@@ -187,7 +190,9 @@ class GenerationJob:
         tokens: tuple[Token, ...] = ()
         if (top := self.options["logprobs"]) is not None:
             edits = {"edit": self.edits} if self.edits else {}
-            scores = self.lm.score(ids, top=top, before_forward=check, **edits).tokens if len(ids) > 1 else ()
+            scores = ()
+            if len(ids) > 1:
+                scores = (yield from self.lm.score_with_pauses(ids, top=top, before_forward=check, **edits)).tokens
             offsets = _TokenOffsets(self, p, skip_prompt=False)
             logprobs = [(score.logprob, score.top) for score in scores] or [(None, ())]
             tokens = tuple(Token(id, *score, offsets.next(id)) for id, score in zip(ids, logprobs, strict=True))

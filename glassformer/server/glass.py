@@ -56,7 +56,9 @@ def routes(api: ServerRouter, queue: WorkQueue, preparation: Preparation) -> API
     router = APIRouter(tags=["Inspection"])
     store = api.store
 
-    def stream(request: Request, events: Callable[[CheckCancelled], Iterator[Event]], *, quick: bool = False) -> Any:
+    def stream(
+        request: Request, events: Callable[[CheckCancelled], Iterator[Event | None]], *, quick: bool = False
+    ) -> Any:
         job = queue.submit(events, quick=quick)
         return EventStreamResponse(
             request, job, lambda event: [sse_event(event[1], event[0])], tuple, error_event="error"
@@ -81,7 +83,7 @@ def routes(api: ServerRouter, queue: WorkQueue, preparation: Preparation) -> API
         else:
             prompt, options = body.trace_arguments(served)
 
-        def work(check: CheckCancelled) -> Iterator[Event]:
+        def work(check: CheckCancelled) -> Iterator[Event | None]:
             arguments = options | {
                 "budget": store.limit,
                 "edit": api.edits.read(body.edit_dicts()) if body.edits else (),
@@ -89,7 +91,7 @@ def routes(api: ServerRouter, queue: WorkQueue, preparation: Preparation) -> API
             if served.kind != "encoder":
                 arguments["before_forward"] = check
             with prompt_errors():
-                items = lm.trace_stream(prompt, **arguments) if decoder else iter([lm.trace(prompt, **arguments)])
+                items = lm.trace_with_pauses(prompt, **arguments) if decoder else iter([lm.trace(prompt, **arguments)])
                 yield from api.trace_events(served.name, lm, len(prompt), items)
 
         if body.stream:

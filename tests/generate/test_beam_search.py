@@ -62,6 +62,7 @@ class RandomSession:
         return torch.randn(self.vocab, generator=generator) * self.sharp
 
     def start(self):
+        yield
         return self.advance([BEGIN] * len(self.texts))
 
     def advance(self, ids):

@@ -4,7 +4,6 @@ import inspect
 import json
 import math
 import shutil
-from importlib import resources
 
 import pytest
 import torch
@@ -170,7 +169,6 @@ def test_empty_text_begins_a_document(lm, tokenizer):
         ("a", {"temperature": -1.0}, "temperature must be a number from 0"),
         ("a", {"temperature": 0.0, "top_k": 3}, "top_k has no effect at temperature 0"),
         ("a", {"temperature": 0.0, "seed": 3}, "seed has no effect at temperature 0"),
-        ("a", {"temperature": 0.0, "n": 2}, "n = 2"),
         ("a", {"stop": ""}, "stop strings must not be empty"),
         ("a", {"max_tokens": 0}, "max_tokens must be a whole number from 1"),
         ("a", {"logit_bias": {100_000: 1.0}}, "logit_bias: token id 100000"),
@@ -266,17 +264,6 @@ def test_run_folder_loads_its_best_checkpoint(lm, folder, tmp_path):
     best = load(tmp_path / "run")
     assert best.path == str(checkpoints / "step-000010")
     assert_same_weights(best.model, lm.model)
-
-
-def test_packaged_model_by_name(folder, lm, tmp_path, monkeypatch):
-    """A folder with that name in the working directory has precedence."""
-    package = tmp_path / "package"
-    shutil.copytree(folder, package / "toys" / "models" / "stories")
-    monkeypatch.setattr(resources, "files", lambda name: package)
-    monkeypatch.chdir(tmp_path)
-    assert load("stories").path == str(package / "toys" / "models" / "stories")
-    LanguageModel(lm.model).save(tmp_path / "stories")
-    assert load("stories").path == "stories"
 
 
 @pytest.mark.parametrize(

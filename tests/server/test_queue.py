@@ -14,9 +14,13 @@ import httpx2
 import pytest
 import torch
 from server.conftest import serving, tiny_lm
+from tiny import tiny
 
 from glassformer.generate import prefill
+from glassformer.generate.prefill import PREFILL_CHUNK
+from glassformer.generate.session import with_value
 from glassformer.inspect.views import roles
+from glassformer.models.language_model import LanguageModel
 from glassformer.server.errors import ApiError
 from glassformer.server.queue import MAX_UNREAD, MAX_WAITING, QUICK_STEPS, ClientDisconnected, WorkQueue
 
@@ -380,6 +384,41 @@ def test_steps_of_jobs_are_interleaved_and_quick_jobs_run_between_them():
         for job in jobs:
             assert [item async for item in job]
         assert order == ["long 0", "quick 0", "quick 1", "next", "long 1", "long 2"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", ["stream", "score", "trace", "trace of a continuation"])
+def test_a_long_text_is_processed_in_turns_with_other_jobs(kind):
+    """After each chunk of a prefill, a score or a trace, the next job has its turn."""
+    lm = LanguageModel(tiny("llama", context_length=2048))
+    ids, n_chunks = [7, 3, 9, 4] * 400, -(-1600 // PREFILL_CHUNK)
+    assert n_chunks == 4
+
+    async def test(queue):
+        order, go, hidden = [], threading.Event(), lm.model.hidden
+        lm.model.hidden = lambda *args: (order.append("chunk"), hidden(*args))[1]
+
+        def long(check):
+            go.wait()
+            if kind == "stream":
+                return lm.stream_with_pauses([ids], max_tokens=1, before_forward=check)
+            if kind == "score":
+                return with_value(lm.score_with_pauses(ids, before_forward=check))
+            more = 1 if kind == "trace of a continuation" else None
+            return lm.trace_with_pauses(ids, max_tokens=more, before_forward=check)
+
+        def other(check):
+            for _ in range(3):
+                order.append("other")
+                yield "other"
+
+        jobs = [queue.submit(long), queue.submit(other)]
+        go.set()
+        found = [[item async for item in job] for job in jobs]
+        assert order[:7] == ["chunk", "other"] * 3 + ["chunk"]
+        assert found[0]
+        assert None not in found[0]
 
     run(test)
 

@@ -106,7 +106,8 @@ class NotebookChannel:
         else:
             options = {} if lm.kind == "encoder" else {"target": target, "max_tokens": n or None}
             items = [lm.trace(prompt, edit=edit, **options)]
-        yield from self.router.trace_events(self.router.name, lm, n_prompt, items)
+        events = self.router.trace_events(self.router.name, lm, n_prompt, items)
+        yield from (event for event in events if event is not None)
 
 
 def show(t: Trace, view: str = "cell", **where: Any) -> Any:

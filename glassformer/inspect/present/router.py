@@ -116,16 +116,21 @@ class Router(ABC):
         yield "done", {}
 
     def trace_events(
-        self, name: str, lm: Language, n_prompt: int, items: Iterable[TokenEvent | Trace]
-    ) -> Iterator[Event]:
-        """Store the trace at the end of `items`; yield a "token" event per generated token, then "trace"."""
+        self, name: str, lm: Language, n_prompt: int, items: Iterable[TokenEvent | Trace | None]
+    ) -> Iterator[Event | None]:
+        """Store the trace at the end of `items`; yield a "token" event per generated token, then "trace".
+
+        Pauses (None) are passed on.
+        """
         logprobs: list[float | None] = []
 
         def token(id: int, logprob: float | None) -> dict[str, Any]:
             return {"id": id, "text": token_text(lm.tokenizer, id), "logprob": plain(logprob)}
 
         for one in items:
-            if isinstance(one, Trace):
+            if one is None:
+                yield None
+            elif isinstance(one, Trace):
                 yield "trace", self.describe_all(self.add(one, name), logprobs)
             elif one.id is not None:
                 rest = {"added": one.text, "top": [token(*top) for top in one.top]}

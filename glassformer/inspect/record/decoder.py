@@ -10,9 +10,10 @@ import torch
 from glassformer.cache.size import cached_numbers
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate.decode import decode
+from glassformer.generate.decode import decode_with_pauses
 from glassformer.generate.prefill import chunk_size, run_chunks
 from glassformer.generate.request import GenerationRequest, TokenEvent, check_ids
+from glassformer.generate.session import Pausing
 from glassformer.inspect.capture.capture import CapturingTap, TraceCapture, captured_points, check_budget
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
@@ -47,19 +48,20 @@ def record_text(
     budget: int | None,
     editor: Edits | None,
     before_forward: Callable[[], None] | None = None,
-) -> T:
-    """Record the trace of a given text. Errors: those of `lm.trace`."""
+) -> Pausing[T]:
+    """Record the trace of a given text, with a pause after each chunk. Errors: those of `lm.trace`."""
     config, device = lm.model.config, lm.model.embed.weight.device
     check_ids("text", ids, config.vocab_size)
     if len(ids) > config.context_length:
         raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {config.context_length}")
     chunked = text_chunk(config, len(ids), editor) < len(ids)
     store = _capture(lm, capture, budget, editor, len(ids), cached_numbers(config, len(ids)) if chunked else 0)
-    with torch.no_grad():
-        run_decoder(lm.model, torch.tensor([ids], device=device), store, editor, before_forward=before_forward)
+    row = torch.tensor([ids], device=device)
+    yield from run_decoder(lm.model, row, store, editor, before_forward=before_forward)
     return _trace(trace_type, lm, store, ids, editor, budget=budget)
 
 
+@torch.no_grad()
 def run_decoder(
     model: Any,
     row: torch.Tensor,
@@ -67,8 +69,11 @@ def run_decoder(
     editor: Edits | None,
     source: EncodedSource | None = None,
     before_forward: Callable[[], None] | None = None,
-) -> None:
-    """Run a decoder on one text [1, T] with capturing taps. The logits of earlier tokens only where captured."""
+) -> Pausing[None]:
+    """Run a decoder on one text [1, T] with capturing taps, with a pause after each chunk.
+
+    The logits of earlier tokens are computed only where they are captured.
+    """
 
     def tap(step: Step) -> CapturingTap:
         return CapturingTap(step, (0,), editor, store)
@@ -82,6 +87,7 @@ def run_decoder(
             step = step.at(step.positions[:, some])
             step.tap = tap(step)
             model.logits(hidden[:, some], step)
+        yield
 
 
 def text_chunk(config: ModelConfig, length: int, editor: Edits | None, source: EncodedSource | None = None) -> int:
@@ -98,27 +104,31 @@ def record_generation(
     budget: int | None,
     editor: Edits | None,
     before_forward: Callable[[], None] | None = None,
-) -> Iterator[TokenEvent | T]:
-    """Continue a prompt: yield a `TokenEvent` per token as `stream` does, then the trace of the complete text."""
+) -> Iterator[TokenEvent | T | None]:
+    """Continue a prompt: yield the events of `decode_with_pauses`, then the trace of the complete text."""
     if request.max_tokens is None:
         raise RequestError("a trace of generated text needs max_tokens: its size grows with it", param="max_tokens")
     # The generation loop computes the logits of the last token only.
     some = [name for name in match(lm.model.config, capture) if name != "final.logits"]
     store = _capture(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
     observer = CaptureObserver(store, editor)
-    events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=observer, before_forward=before_forward)
+    events = decode_with_pauses(
+        lm.model, request, tokenizer=lm.tokenizer, observer=observer, before_forward=before_forward
+    )
     return _generate(trace_type, lm, request, events, store, editor, budget)
 
 
 def _generate(
-    trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent],
+    trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent | None],
     store: TraceCapture, editor: Edits | None, budget: int | None,
-) -> Iterator[TokenEvent | T]:  # fmt: skip
+) -> Iterator[TokenEvent | T | None]:  # fmt: skip
     (prompt,), finish = request.prompts, None
     ids = list(prompt)
     try:
         for event in events:
             yield event
+            if event is None:
+                continue
             finish = event.finish
             if event.id is not None:
                 ids.append(event.id)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glassformer.errors import CapacityError
 from glassformer.generate.sampling import check_number
-from glassformer.generate.session import source_of_positions
+from glassformer.generate.session import run, source_of_positions
 from glassformer.inspect.capture.capture import (
     BUDGET,
     CapturingTap,
@@ -114,7 +114,7 @@ def record_seq2seq(
     check_budget(model.config, own, edited, len(ids), weight.element_size(), left, len(source))
     store = TraceCapture(model.config, captured_points(model.config, own, edited), len(ids))
     row, encoded = torch.tensor([ids], device=weight.device), encoder.encoded
-    run_decoder(model, row, store, editor, encoded, before_forward)
+    run(run_decoder(model, row, store, editor, encoded, before_forward))
     captured = CapturedValues(model, row[0], store.result(), editor, edited, store.last_logits, encoded)
     rest = {"n_prompt": n_prompt, "finish": finish, "budget": left} | trace_fields(editor)
     return trace_type(lm, captured, encoder, target, **rest)
