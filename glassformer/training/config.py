@@ -54,8 +54,9 @@ class OptimConfig:
 
     def __post_init__(self):
         require_types(self, "optim.")
-        require_range(self, "lr embed_lr scalar_lr eps", 0, open_low=True, prefix="optim.")
-        require_range(self, "weight_decay clip", 0, prefix="optim.")
+        require_range(self, "lr embed_lr scalar_lr eps", 0, 1000, open_low=True, prefix="optim.")
+        require_range(self, "weight_decay", 0, 1000, prefix="optim.")
+        require_range(self, "clip", 0, prefix="optim.")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be at least 0 and below 1, got {self.betas}")
         require(0 <= self.momentum < 1, f"optim.momentum must be at least 0 and below 1, got {self.momentum}")
 
