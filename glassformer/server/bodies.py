@@ -18,7 +18,7 @@ from glassformer.inspect.edits.edit import Op
 from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
-from glassformer.text.chat.chat_template import TOKEN_NAMES
+from glassformer.text.special_tokens import TOKEN_NAMES
 
 # Fields that other servers have and that never change the generated text: any value is accepted. They name the client's
 # user, label or store the request, choose its price and priority, or make it faster.
