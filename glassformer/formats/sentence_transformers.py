@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NotRequired, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from glassformer import json_file
 from glassformer.atomic import write_text
 from glassformer.config import DenseConfig, Pool, PoolingConfig, Similarity
 from glassformer.errors import CheckpointError, ConfigError
@@ -129,14 +131,19 @@ def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
         write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+class ModuleRow(TypedDict):
+    """One entry of modules.json."""
+
+    type: str
+    path: str
+    kwargs: NotRequired[dict[str, Any] | None]
+
+
 def _modules(folder: Path) -> list[tuple[str, Path]]:
     """Return the kind and folder of every module."""
     path = folder / MODULES
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-        modules = [(str(row["type"]), str(row["path"]), row.get("kwargs")) for row in rows]
-    except (ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} must hold a list of modules, each with a type and a path: {error!r}") from None
+    rows = json_file.read_json(path, list[ModuleRow])
+    modules = [(row["type"], row["path"], row.get("kwargs")) for row in rows]
     for kind, where, kwargs in modules:
         if not kind.startswith("sentence_transformers."):
             raise ConfigError(f"{path}: a module of type {kind!r} is custom code, which is not run")

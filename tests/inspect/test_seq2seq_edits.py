@@ -8,7 +8,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_sourced import NEAR, RECURRENT_ATTENTION, SEQ2SEQ, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
+from test_seq2seq_trace import (
+    NEAR,
+    RECURRENT_ATTENTION,
+    SEQ2SEQ,
+    SOURCE,
+    TARGET,
+    TOKENIZER,
+    TRANSLATORS,
+    np64,
+    translator,
+)
 from test_translator import TEXTS
 from tiny import assert_near, random_ids, wake
 from tiny_encoders import CONFIGS as ENCODERS
