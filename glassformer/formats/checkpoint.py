@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, shortened
 from glassformer.families import FAMILIES, Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
 from glassformer.families.common.original import OriginalFormat, detect_linear_layout
@@ -30,7 +30,6 @@ from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
-MAX_MESSAGES = 20  # problems listed in one error
 MAX_UNCHECKED = 1000  # experts that a config may describe without the weights to match
 
 
@@ -144,9 +143,9 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
 def _check_files(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if unreadable := [name for name in missing if os.path.lexists(name)]:
-        raise CheckpointError(f"{', '.join(unreadable[:MAX_MESSAGES])}: not a regular file")
+        raise CheckpointError(f"{shortened(unreadable)}: not a regular file")
     if missing:
-        raise CheckpointError(f"{', '.join(missing[:MAX_MESSAGES])} {'is' if len(missing) == 1 else 'are'} missing")
+        raise CheckpointError(f"{shortened(missing)} {'is' if len(missing) == 1 else 'are'} missing")
 
 
 def _check_size(config: AnyConfig, reader: TensorReader, path: Path) -> None:
