@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import torch
-from tiny import wake
+from tiny import randomise_sharp
 
 from glassformer.config import (
     AttentionConfig,
@@ -52,7 +52,7 @@ def tiny_encoder(family, seed=0, **changes):
     config = CONFIGS[family]
     for path, value in changes.items():
         config = change(config, path, value)
-    return wake(TextEncoder(config), seed)
+    return randomise_sharp(TextEncoder(config), seed)
 
 
 def some_ids(config, batch, length, seed=1):
@@ -148,4 +148,4 @@ def embedder(family, sentence=None, **changes):
         config = replace(config, head=replace(config.head, activation="gelu"))
     if config.position_offset:
         config = replace(config, position_offset=2)  # <pad> has id 1 in the tokenizer
-    return Embedder(wake(TextEncoder(config)), words, None if sentence is None else Sentence(sentence))
+    return Embedder(randomise_sharp(TextEncoder(config)), words, None if sentence is None else Sentence(sentence))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import tiny
 
 from e2e.conftest import RunningServer

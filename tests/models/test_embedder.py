@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import assert_near, tiny, wake
+from tiny import assert_near, randomise_sharp, tiny
 from tiny_encoders import CONFIGS, bytes_of_roberta, wordpieces
 
 import glassformer
@@ -32,7 +32,7 @@ def make_model(family):
     config = replace(CONFIGS[family], pooler=False, next_sentence=False)
     if family == "roberta":  # the id of <pad> in its tokenizer is 1
         config = replace(config, vocab_size=263, position_offset=2)
-    return wake(TextEncoder(config))
+    return randomise_sharp(TextEncoder(config))
 
 
 MODELS = {family: make_model(family) for family in WORDS}
@@ -313,7 +313,7 @@ def test_states_of_one_text_and_of_two_texts(folder):
 
 def test_next_sentence_probability_equals_transformers(tmp_path):
     config = replace(CONFIGS["bert"], n_token_types=2)
-    embedder = Embedder(wake(TextEncoder(config)), wordpieces())
+    embedder = Embedder(randomise_sharp(TextEncoder(config)), wordpieces())
     embedder.save(tmp_path)
     hf_model = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
     row = transformers.AutoTokenizer.from_pretrained(tmp_path)(

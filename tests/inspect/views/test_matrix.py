@@ -11,7 +11,7 @@ import pytest
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[3])]
 
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import KINDS, subject
 
 from glassformer.errors import RequestError

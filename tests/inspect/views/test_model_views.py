@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import subject, translator
-from tiny import pair_config, tiny
+from tiny import encoder_decoder_config, tiny
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import bytes_text
@@ -81,7 +81,7 @@ def test_merges_reject_several_words_and_missing_tokenizers(lm, bare):
 @pytest.fixture(scope="module")
 def with_source():
     return {
-        "pair": translator(pair_config("separate")),
+        "pair": translator(encoder_decoder_config("separate")),
         "recurrent": subject("recurrent encoder-decoders", "additive")[0],
     }
 

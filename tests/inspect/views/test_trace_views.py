@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import SOURCE, TEXT, subject, translator
-from tiny import pair_config, tiny
+from tiny import encoder_decoder_config, tiny
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -474,7 +474,7 @@ def test_latent_replaces_keys_and_values_in_the_cache():
 @pytest.mark.parametrize("name", ["pre", "rms"])
 def test_source_keys_and_values_are_cached_once(name):
     """They are computed once, whatever the number of steps; bytes equal those of a real cache."""
-    t = translator(pair_config(name)).trace(SOURCE, TEXT)
+    t = translator(encoder_decoder_config(name)).trace(SOURCE, TEXT)
     dense_cache, seen = filled(t, 1)
     result, n = cache(t, layer=1), len(t.source)
     assert result.bytes == dense_cache.bytes
