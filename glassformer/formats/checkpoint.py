@@ -26,7 +26,7 @@ from glassformer.formats.pickled import read_pickle
 from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json, rename_tensors
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder
 from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, shard_names, weight_files
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 from glassformer.text.tokenizer import Tokenizer
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
@@ -96,7 +96,7 @@ class Checkpoint:
         """Return the generation settings of an encoder-decoder; empty for our own formats, which need none."""
         return {} if self.family.rules is None else read_generation_config(self.model_path, self.metadata)
 
-    def pooling(self) -> Sentence:
+    def pooling(self) -> SentencePooling:
         """Load the module that turns an encoder's states into one vector; the mean if the checkpoint names none."""
         if self.metadata:
             from glassformer.formats.gguf.pooling import pooling_from_gguf

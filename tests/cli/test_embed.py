@@ -14,7 +14,7 @@ from glassformer.config import PoolingConfig
 from glassformer.formats.save import save_model
 from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 
 TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 
@@ -23,7 +23,7 @@ TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 def embedder():
     config = replace(CONFIGS["bert"], pooler=False, next_sentence=False)
     sentence = PoolingConfig(after=("normalize",), prompts={"query": "query: ", "document": ""})
-    return Embedder(randomise_sharp(TextEncoder(config)), wordpieces(), Sentence(sentence))
+    return Embedder(randomise_sharp(TextEncoder(config)), wordpieces(), SentencePooling(sentence))
 
 
 @pytest.fixture(scope="module")
