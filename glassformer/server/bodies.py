@@ -18,7 +18,7 @@ from glassformer.inspect.edits.edit import Op
 from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
-from glassformer.text.chat.chat_template import TOKEN_NAMES
+from glassformer.text.special_tokens import TOKEN_NAMES
 
 # Fields that other servers have and that never change the generated text: any value is accepted. They name the client's
 # user, label or store the request, choose its price and priority, or make it faster.
@@ -28,7 +28,7 @@ NO_EFFECT = frozenset({
     "user",
 })  # fmt: skip
 
-# Fields of OpenAI's API that this server does not support, with the values that ask for nothing and are accepted.
+# Fields of OpenAI's API that this server does not support, with the values that request nothing and are accepted.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (), "function_call": ("none", "auto"), "functions": ([],), "modalities": (["text"],), "moderation": (),
     "reasoning_effort": ("none",), "response_format": ({"type": "text"},), "suffix": ("",),
@@ -48,15 +48,8 @@ MAX_PATTERNS = 256  # of points to capture
 MAX_VECTOR = 2**20  # numbers of a stored vector
 MAX_NAME = 512  # characters of a name: of a model, trace, point, vector
 
-RESERVED_VARIABLES = {
-    "self",
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-    "now",
-    *TOKEN_NAMES,
-}  # of templates
+RESERVED_VARIABLES = {"self", "messages", "tools", "documents", "add_generation_prompt", "now", *TOKEN_NAMES}
+"""Variables of chat templates that requests cannot set."""
 
 
 def up_to(n: int) -> Any:

@@ -3,8 +3,8 @@
     connected -> head -> body -> the app computes -> response ...     a client that does not read its response
                  HEAD_SECONDS  BODY_SECONDS                           has WRITE_SECONDS
 
-The number of connections is bounded. One too many closes the oldest that is still waiting for a request, so that
-connections on which nothing arrives lock nobody out. When the server shuts down, these are closed at once.
+The number of connections is bounded. One too many closes the oldest on which no complete request has arrived, so that
+idle connections cannot block the server. A shutdown closes these at once.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Connection(H11Protocol):
             self._deadline = self.loop.call_later(seconds, self._time_out)
 
     def _time_out(self) -> None:
-        half_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
-        if half_head or (self.conn.their_state is h11.SEND_BODY and not self.cycle.response_started):
+        partial_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if partial_head or (self.conn.their_state is h11.SEND_BODY and not self.cycle.response_started):
             self.transport.write(TIMEOUT)
         self.transport.close()

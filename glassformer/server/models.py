@@ -26,8 +26,6 @@ ALTERNATIVES: dict[str, str] = {
     "recurrent": "generates a target from a source: use POST /v1/traces with the source as `prompt`",
     "encoder": "is an encoder-only model: use POST /v1/traces to inspect it",
 }
-
-
 CACHE_BYTES = 4 * 2**30  # of the keys and values of all running requests; one may use half of it
 DEFAULT_CONTEXT = 2**15  # tokens of a text for a model without a context length: a recurrent one
 

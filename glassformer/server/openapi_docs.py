@@ -20,8 +20,8 @@ is not supported is rejected with an error that names it, unless it cannot chang
 view has a `receipt`: a line of Python that returns the same numbers, the identity that was used to check them, and the
 error of that check.
 
-Up to eight requests take turns, one token each, and the others wait; views are computed between two forward passes.
-When a client disconnects, its request is cancelled before the next forward pass. All errors have the shape
+The forward passes of up to eight requests are interleaved, and others wait; views are computed between two forward
+passes. When a client disconnects, its request is cancelled before the next forward pass. All errors have the shape
 `{"error": {message, type, param, code}}`.
 
 With an API key, every route needs `Authorization: Bearer KEY`.

@@ -1,7 +1,7 @@
-"""The work queue between requests and models: one thread runs all jobs in turns, one step of one job at a time.
+"""The work queue between requests and models: one thread interleaves the steps of all jobs.
 
-    submit(work)              -> waiting ... -> running, at most MAX_RUNNING, in turns ----.
-    submit(work, quick=True)  -> looks, in turns: up to LOOKS_PER_TURN after each step ----+--> items --> request
+    submit(work)              -> waiting ... -> running, at most MAX_RUNNING --------------.
+    submit(work, quick=True)  -> quick: up to QUICK_STEPS after each step of a running job -+--> items --> request
     client disconnect --> cancel(): the job ends before its next forward pass
 
 Work is a function that takes `check_cancelled` and returns an iterator. A step runs until the next item; the item None
@@ -25,9 +25,9 @@ T = TypeVar("T")
 CheckCancelled = Callable[[], None]
 Work = Callable[[CheckCancelled], Iterable[T | None]]
 
-MAX_WAITING = 256  # jobs that wait, and as many looks; further ones are rejected
+MAX_WAITING = 256  # jobs that wait, and as many quick ones; further ones are rejected
 MAX_RUNNING = 8  # jobs whose steps are interleaved
-LOOKS_PER_TURN = 8  # steps of looks after each step of a job
+QUICK_STEPS = 8  # steps of quick jobs after each step of a running job
 SMALL_BODY = 2**16  # bytes; larger requests are prepared by a thread of their own
 MAX_UNREAD = 1024  # items that the client has not received: the job pauses
 
@@ -142,13 +142,13 @@ class Job(Generic[T]):
 
 
 class WorkQueue:
-    """Jobs and looks, run by one daemon thread until `close`. memory: what running jobs may use together, in bytes."""
+    """Jobs, run by one daemon thread until `close`. memory: what running jobs may use together, in bytes."""
 
     def __init__(self, memory: int = 1 << 62, max_running: int = MAX_RUNNING):
         self.memory, self.max_running = memory, max_running
         self._waiting: deque[Job] = deque()
         self._running: deque[Job] = deque()  # the first one has the next turn
-        self._looks: deque[Job] = deque()
+        self._quick: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="glassformer-work", daemon=True)
@@ -156,9 +156,9 @@ class WorkQueue:
 
     @property
     def state(self) -> dict[str, int]:
-        """Return the number of running and of waiting jobs, looks included."""
+        """Return the number of running and of waiting jobs, quick ones included."""
         with self._changed:
-            n_started = sum(job.started for job in (*self._running, *self._looks))
+            n_started = sum(job.started for job in (*self._running, *self._quick))
             return {"running": n_started, "waiting": len(self._jobs) - n_started}
 
     @property
@@ -171,7 +171,7 @@ class WorkQueue:
         """Add work to the queue.
 
         Args:
-            quick: the work is a look: its steps take milliseconds, and run between the steps of jobs.
+            quick: each step takes milliseconds, as of a view of a trace, and runs between the steps of jobs.
             memory: the bytes that the work may use. It waits until the running jobs leave as many.
 
         Raises ApiError 503 during shutdown, and 429 if MAX_WAITING jobs are waiting.
@@ -180,7 +180,7 @@ class WorkQueue:
         with self._changed:
             if self._closed:
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
-            jobs = self._looks if quick else self._waiting
+            jobs = self._quick if quick else self._waiting
             if len(jobs) >= MAX_WAITING:
                 raise ApiError(429, f"the queue is full ({MAX_WAITING} requests): try again later", code="queue_full")
             jobs.append(job)
@@ -191,7 +191,7 @@ class WorkQueue:
     def remove(self, job: Job) -> None:
         """Remove a cancelled job that has not started; one that has ends at its next turn."""
         with self._changed:
-            for jobs in (self._waiting, self._running, self._looks):
+            for jobs in (self._waiting, self._running, self._quick):
                 if job in jobs and not job.started:
                     jobs.remove(job)
             self._start_waiting()
@@ -216,13 +216,13 @@ class WorkQueue:
 
     @property
     def _jobs(self) -> list[Job]:
-        return [*self._waiting, *self._running, *self._looks]
+        return [*self._waiting, *self._running, *self._quick]
 
     def _run(self) -> None:
         while True:
             self._take_turn(self._running)
-            for _ in range(LOOKS_PER_TURN):
-                if not self._take_turn(self._looks):
+            for _ in range(QUICK_STEPS):
+                if not self._take_turn(self._quick):
                     break
             with self._changed:
                 self._changed.wait_for(self._has_turn)
@@ -230,7 +230,7 @@ class WorkQueue:
                     return
 
     def _has_turn(self) -> bool:
-        return any(job.can_run for job in (*self._running, *self._looks)) or (self._closed and not self._jobs)
+        return any(job.can_run for job in (*self._running, *self._quick)) or (self._closed and not self._jobs)
 
     def _take_turn(self, jobs: deque[Job]) -> bool:
         """Run one step of the first job that can run, and move it to the end; return whether there was one."""

@@ -209,7 +209,7 @@ _PROBE: dict[str, Any] = {
 
 @contextmanager
 def _library_errors(action: str) -> Iterator[None]:
-    """Turn the library's exceptions and its panics, which are no Exceptions, into TokenizerError.
+    """Turn the library's exceptions and its panics, which are not Exceptions, into TokenizerError.
 
     TypeError passes: the library raises it for a text with a lone surrogate.
     """

@@ -18,6 +18,9 @@ _WHITE_SPACE = "".join(char for char in map(chr, range(0x3001)) if char.isspace(
 """Unicode's White_Space characters; `str.isspace` adds four separators to them."""
 _SPACES = re.compile(f"[{re.escape(_WHITE_SPACE)}]*")
 
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The roles of tokens, in the order in which `transformers` adds them to a vocabulary."""
+
 MAX_ID = (1 << 22) - 1  # tables by id must fit into memory; the largest published vocabularies have a million tokens
 Vocabulary = dict[str, Annotated[int, Interval(ge=0, le=MAX_ID)]]
 """The schema of a JSON file that maps each token to its id."""
@@ -42,7 +45,7 @@ class AddedToken:
     normalized: bool = False
 
 
-def token_text(entry: Any) -> Any:
+def entry_text(entry: Any) -> Any:
     """Return a token's text from a config value: a string, or an object with a `content`."""
     return entry.get("content") if isinstance(entry, dict) else entry
 

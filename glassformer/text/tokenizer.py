@@ -12,7 +12,7 @@ from glassformer.atomic import write_bytes
 from glassformer.errors import TokenizerError
 from glassformer.text.hf_tokenizer import JSON, HFTokenizer, TokenizerBackend
 from glassformer.text.sentencepiece.source_target import SourceTargetTokenizer
-from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, token_text
+from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, entry_text
 from glassformer.text.stream_decoder import StreamDecoder
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -68,7 +68,9 @@ class Tokenizer:
         """
         config = dict(config or {})
         self.chat_template = chat_template
-        self.backend = HFTokenizer(source, template_text(config, chat_template)) if isinstance(source, str) else source
+        self.backend = (
+            HFTokenizer(source, joined_templates(config, chat_template)) if isinstance(source, str) else source
+        )
         self.config = {**self.backend.defaults, **config}
         self.vocab_size = max(self.backend.vocab.values(), default=-1) + 1
         self.special_tokens = self.backend.special_tokens
@@ -99,7 +101,7 @@ class Tokenizer:
     @property
     def unk_id(self) -> int | None:
         """The id of the token that stands for text which the vocabulary cannot spell, or None."""
-        name = token_text(self.config.get("unk_token"))
+        name = entry_text(self.config.get("unk_token"))
         index = self.backend.vocab.get(name) if name is not None else None
         return None if index in (self.bos_id, self.eos_id) else index  # GPT-2 names its end token, and never uses it
 
@@ -266,7 +268,7 @@ class Tokenizer:
         folder = Path(folder)
         dropped = ("auto_map", "tokenizer_file", "name_or_path")
         config = {
-            key: token_text(value) if isinstance(value, dict) and "content" in value else value
+            key: entry_text(value) if isinstance(value, dict) and "content" in value else value
             for key, value in self.config.items()
             if key not in dropped
         }
@@ -290,7 +292,7 @@ class Tokenizer:
 
     def _named_id(self, key: str) -> int | None:
         """Return the id of the token that the config names under `key`, or None."""
-        name = token_text(self.config.get(key))
+        name = entry_text(self.config.get(key))
         if not name:
             return None
         index = self.backend.vocab.get(name)
@@ -299,7 +301,7 @@ class Tokenizer:
         return index
 
 
-def template_text(config: Mapping[str, Any], template: str | None) -> str:
+def joined_templates(config: Mapping[str, Any], template: str | None) -> str:
     """Return the text of all chat templates, joined; it decides which added tokens are special."""
     entry = config.get("chat_template")
     named = [str(one.get("template")) for one in entry if isinstance(one, dict)] if isinstance(entry, list) else [entry]

@@ -144,7 +144,7 @@ class TokenizerConfig:
 def _check_sizes(shape: Any) -> None:
     """Check the sizes of a shape; a size of 0 follows from the others where it may be 0."""
     if isinstance(shape, ModelConfig):
-        return  # has been checked when it was made
+        return  # it was checked when it was created
     sizes = [f.name for f in fields(shape) if type(getattr(shape, f.name)) is int]
     optional = {"n_kv_heads", "head_dim", "d_ff", "vocab_size", "source_context", "d_hidden"}
     require_range(shape, [name for name in sizes if name not in optional], 1)
@@ -211,9 +211,6 @@ class Seq2SeqTaskConfig:
     def context(self) -> int:
         """Tokens of the longest target, including the token that starts or ends it."""
         return self.model.context
-
-
-TaskConfig = LanguageModelTaskConfig | Seq2SeqTaskConfig
 
 
 @dataclass(frozen=True)

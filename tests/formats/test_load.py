@@ -118,17 +118,17 @@ def test_truncated_config_raises(folder):
     whole = path.read_bytes().rstrip()
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
             load_decoder(folder)
     for invalid in (b"[]", b"3", b'"x"', b"null"):
         path.write_bytes(invalid)
         with pytest.raises(CheckpointError, match="must hold a JSON object"):
             load_decoder(folder)
     path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not UTF-8"):
         load_decoder(folder)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json could not be read: No such file"):
         load_decoder(folder)
 
 

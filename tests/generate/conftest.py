@@ -1,8 +1,8 @@
-"""Generating models: a tiny random one with a tokenizer, the same in transformers, and a scripted one."""
+"""Fixtures: a tiny random model with a tokenizer, the same model in transformers, and a scripted one."""
 
 import pytest
 import transformers
-from generate.writers import Scripted, make_tokenizer
+from generate.scripted import Scripted, make_tokenizer
 from tiny import tiny
 
 from glassformer.formats import save_model
@@ -25,22 +25,22 @@ def lm(tokenizer) -> LanguageModel:
 def in_transformers(tmp_path_factory):
     """Return a function that opens a tiny model in transformers."""
 
-    def opened(model):
+    def open_model(model):
         folder = tmp_path_factory.mktemp("opened")
         save_model(model, folder)
         return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
-    return opened
+    return open_model
 
 
 @pytest.fixture(scope="session")
 def scripted(tokenizer):
     """`scripted(ids)` or `scripted(b"bytes")`, one token per byte: a language model that generates this script."""
 
-    def make(script, **rest) -> LanguageModel:
+    def make(script, **options) -> LanguageModel:
         if isinstance(script, bytes):
-            one = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
-            script = [one[bytes([b])] for b in script]
-        return LanguageModel(Scripted(script, tokenizer.vocab_size, **rest), tokenizer)
+            token_of_byte = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+            script = [token_of_byte[bytes([b])] for b in script]
+        return LanguageModel(Scripted(script, tokenizer.vocab_size, **options), tokenizer)
 
     return make

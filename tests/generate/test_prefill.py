@@ -1,9 +1,9 @@
-"""A text processed in chunks equals one forward pass, and stores nothing of the size of its square."""
+"""Prefill in chunks equals one forward pass, and its memory is not quadratic in the text length."""
 
 import pytest
 import torch
 from inspect_subjects import translator
-from tiny import TOLERANCE, pair_config, random_ids, run, tiny
+from tiny import TOLERANCE, encoder_decoder_config, random_ids, run, tiny
 from tiny_families import DECODERS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,9 +28,9 @@ def chunked_logits(model, ids, size, **options):
 def test_chunks_equal_one_forward_pass(family, size):
     model = tiny(family)
     ids = random_ids(model.config, 2, N, 5)
-    want = run(model, ids)
-    found = chunked_logits(model, ids, size)
-    assert (found - want).abs().max() <= TOLERANCE * want.abs().max()
+    expected = run(model, ids)
+    actual = chunked_logits(model, ids, size)
+    assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("size", [1, 4, 11])
@@ -38,13 +38,13 @@ def test_chunks_equal_one_forward_pass(family, size):
 def test_chunks_of_a_target_equal_one_forward_pass(name, size):
     from tiny_translators import CONFIGS
 
-    model = translator(CONFIGS["t5"]() if name == "t5" else pair_config(name)).model
+    model = translator(CONFIGS["t5"]() if name == "t5" else encoder_decoder_config(name)).model
     ids, sources = random_ids(model.config, 2, 17, 5), random_ids(model.config, 2, 23, 6)
     with torch.no_grad():
         source = model.encode(sources, Step.of(sources))
-        want = model(ids, Step.of(ids, source=source))
-    found = chunked_logits(model, ids, size, source=source)
-    assert (found - want).abs().max() <= TOLERANCE * want.abs().max()
+        expected = model(ids, Step.of(ids, source=source))
+    actual = chunked_logits(model, ids, size, source=source)
+    assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -57,53 +57,55 @@ def test_score_and_trace_do_not_depend_on_chunks(family, monkeypatch):
         edits += [ablate("blocks.1.attn.probs", head=1, query=(3, 33)), scale("blocks.0.attn.v", 2.0, position=9)]
     for edit in ([], edits):
         monkeypatch.setattr(prefill, "PREFILL_CHUNK", 512)
-        want, whole = lm.score(ids, edit=edit), lm.trace(ids, edit=edit, capture="final.logits")
-        names = [name for name in whole.names() if not name.endswith("positions")]
-        values = {name: whole[name].tensor for name in names}
+        expected, expected_trace = lm.score(ids, edit=edit), lm.trace(ids, edit=edit, capture="final.logits")
+        names = [name for name in expected_trace.names() if not name.endswith("positions")]
+        values = {name: expected_trace[name].tensor for name in names}
         monkeypatch.setattr(prefill, "PREFILL_CHUNK", 6)
-        found, t = lm.score(ids, edit=edit), lm.trace(ids, edit=edit, capture="final.logits")
+        actual, t = lm.score(ids, edit=edit), lm.trace(ids, edit=edit, capture="final.logits")
         size = values["final.logits"].abs().max().item()
-        for a, b in zip(found.tokens[1:], want.tokens[1:], strict=True):
+        for a, b in zip(actual.tokens[1:], expected.tokens[1:], strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-5 * size + 1e-5), family
         for name in names:
-            own = values[name]
-            finite = own.isfinite()
+            expected_value = values[name]
+            finite = expected_value.isfinite()
             value = t[name]
             assert torch.equal(value.tensor.isfinite(), finite), name
-            assert (value.tensor - own)[finite].abs().max() <= 1e-4 * own[finite].abs().max() + 1e-5, name
+            assert (value.tensor - expected_value)[finite].abs().max() <= 1e-4 * expected_value[
+                finite
+            ].abs().max() + 1e-5, name
             assert value.error < 1e-3, (name, value)
 
 
 # ---- interruption
 
 
-@pytest.mark.parametrize("what", ["score", "trace"])
-def test_each_chunk_can_be_interrupted(what, monkeypatch):
+@pytest.mark.parametrize("method", ["score", "trace"])
+def test_each_chunk_can_be_interrupted(method, monkeypatch):
     monkeypatch.setattr(prefill, "PREFILL_CHUNK", 10)
     lm, calls = LanguageModel(tiny("qwen3")), []
     ids = random_ids(lm.config, 1, N, 5)[0].tolist()
-    getattr(lm, what)(ids, before_forward=lambda: calls.append(1))
+    getattr(lm, method)(ids, before_forward=lambda: calls.append(1))
     assert len(calls) == 5
 
-    def leave():
+    def interrupt():
         calls.append(1)
         if len(calls) == 3:
             raise InterruptedError
 
     calls.clear()
-    seen = []
-    hook = lm.model.blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
+    chunk_sizes = []
+    hook = lm.model.blocks[0].register_forward_pre_hook(lambda _m, args: chunk_sizes.append(args[0].shape[1]))
     with pytest.raises(InterruptedError):
-        getattr(lm, what)(ids, before_forward=leave)
+        getattr(lm, method)(ids, before_forward=interrupt)
     hook.remove()
-    assert seen == [10, 10]
+    assert chunk_sizes == [10, 10]
 
 
 # ---- memory
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements of any tensor that an operation makes, and the operation."""
+    """Records the largest number of elements of any tensor that an operation creates, and the operation."""
 
     def __init__(self):
         super().__init__()
@@ -111,11 +113,15 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor) and one.numel() > self.size and one.untyped_storage().nbytes() > 0:
-                stored = one.untyped_storage().nbytes() // one.element_size()  # an expanded tensor stores less
-                if min(one.numel(), stored) > self.size:
-                    self.size, self.made_by = min(one.numel(), stored), str(function)
+        for tensor in tree_leaves(result):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.numel() > self.size
+                and tensor.untyped_storage().nbytes() > 0
+            ):
+                stored = tensor.untyped_storage().nbytes() // tensor.element_size()  # an expanded tensor stores less
+                if min(tensor.numel(), stored) > self.size:
+                    self.size, self.made_by = min(tensor.numel(), stored), str(function)
         return result
 
 
@@ -131,8 +137,8 @@ def long_model(family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_tensor_has_the_size_of_the_square(family, monkeypatch):
-    """Neither scores nor masks of all queries and keys are stored: by scoring, recording, recomputing, sweeping."""
+def test_no_tensor_is_quadratic_in_the_text_length(family, monkeypatch):
+    """Scoring, tracing, recomputing, views and sweeps store no scores or masks of all queries and keys."""
     lm, ids = long_model(family, monkeypatch)
     bound = LONG * LONG // 2  # a mask of all pairs has twice as many elements, scores of 4 heads 8 times
     with LargestTensor() as score:
@@ -159,23 +165,23 @@ def test_no_tensor_has_the_size_of_the_square(family, monkeypatch):
     assert swept.size < bound, swept.made_by
 
 
-def test_the_measurement_finds_a_square(monkeypatch):
-    """With one chunk, each of these families stores a mask or scores of all pairs."""
+def test_largest_tensor_detects_quadratic_memory(monkeypatch):
+    """With one chunk, each of these families stores a mask or scores of all query-key pairs."""
     for family in ("mistral", "gemma2", "gpt_oss"):
         lm, ids = long_model(family, monkeypatch)
         monkeypatch.setattr(prefill, "PREFILL_CHUNK", LONG)
-        with LargestTensor() as found:
+        with LargestTensor() as largest:
             lm.score(ids)
-        assert found.size >= LONG * LONG, family
+        assert largest.size >= LONG * LONG, family
 
 
-def test_stored_scores_bound_the_chunk():
+def test_memory_of_scores_limits_the_chunk_size():
     """At 32 heads and 32,768 keys, 16 queries: 64 MB of scores."""
-    sharp = tiny("gemma2").config
-    assert chunk_size(sharp, 100) == 512
-    heads = sharp.layers[0].attention.n_heads
+    softcapped = tiny("gemma2").config
+    assert chunk_size(softcapped, 100) == 512
+    heads = softcapped.layers[0].attention.n_heads
     for n_keys in (1 << 14, 1 << 16, 1 << 20, 1 << 24):
-        size = chunk_size(sharp, n_keys)
+        size = chunk_size(softcapped, n_keys)
         assert 1 <= size <= 512
         assert size * heads * n_keys <= max(prefill.MAX_SCORES, heads * n_keys)
     plain = tiny("llama").config

@@ -1,4 +1,4 @@
-"""Stop strings: however the text is cut into pieces, what comes out is the text before the first one."""
+"""Stop strings: for every chunking of a text, the output is the text before the first stop string."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,46 +8,48 @@ from glassformer.errors import RequestError
 from glassformer.generate.stopping import StopStrings
 
 
-def before_first(text, stops):
-    """Read a character at a time: as soon as a stop string is complete (the longest of several), what is before it."""
+def text_before_first_stop(text, stops):
+    """Return the text before the first complete stop string (the longest, if several end there), and that string."""
     for end in range(1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            stop = max(found, key=len)
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            stop = max(complete, key=len)
             return text[: end - len(stop)], stop
     return text, None
 
 
-def unsure(text, stops):
-    """How many of the last characters are the beginning of a stop string."""
+def length_of_partial_stop(text, stops):
+    """Return how many of the last characters are the start of a stop string."""
     return max((n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 @st.composite
-def cut_texts(draw):
+def chunked_texts(draw):
     text = draw(st.text("ab😀", max_size=24))
-    places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-    return pieces, draw(st.lists(st.text("ab😀", min_size=1, max_size=5), max_size=3))
+    boundaries = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    chunks = [text[a:b] for a, b in zip([0, *boundaries], [*boundaries, len(text)], strict=True)]
+    return chunks, draw(st.lists(st.text("ab😀", min_size=1, max_size=5), max_size=3))
 
 
 @settings(max_examples=600)
-@given(cut_texts())
+@given(chunked_texts())
 def test_any_chunking_releases_the_text_before_the_first_stop(case):
-    pieces, stops = case
-    expected, which = before_first("".join(pieces), stops)
-    watch, out, read = StopStrings(stops), "", ""
-    for piece in pieces:
-        out, read = out + watch.push(piece), read + piece
-        assert expected.startswith(out), "what came out was part of a stop string"
-        if watch.found is None:
-            assert len(out) == len(read) - unsure(read, stops), "held back too much, or too little"
-    assert out + watch.finish() == expected
-    assert watch.found == which
+    chunks, stops = case
+    expected, expected_stop = text_before_first_stop("".join(chunks), stops)
+    stop_strings, released, pushed = StopStrings(stops), "", ""
+    for chunk in chunks:
+        released, pushed = released + stop_strings.push(chunk), pushed + chunk
+        assert expected.startswith(released), "part of a stop string was released"
+        if stop_strings.found is None:
+            assert len(released) == len(pushed) - length_of_partial_stop(pushed, stops), (
+                "too many or too few characters are held back"
+            )
+    assert released + stop_strings.finish() == expected
+    assert stop_strings.found == expected_stop
 
 
 @pytest.mark.parametrize(
-    ("stops", "pieces", "text", "found"),
+    ("stops", "chunks", "text", "found"),
     [
         (["END"], ["a E", "N", "D b"], "a ", "END"),
         (["END"], ["a E", "N", "d b"], "a ENd b", None),
@@ -59,16 +61,16 @@ def test_any_chunking_releases_the_text_before_the_first_stop(case):
         (["\n\n"], ["one\n", "\ntwo"], "one", "\n\n"),
     ],
 )
-def test_stop_strings_by_example(stops, pieces, text, found):
-    watch = StopStrings(stops)
-    assert "".join([*map(watch.push, pieces), watch.finish()]) == text
-    assert watch.found == found
+def test_stop_strings_by_example(stops, chunks, text, found):
+    stop_strings = StopStrings(stops)
+    assert "".join([*map(stop_strings.push, chunks), stop_strings.finish()]) == text
+    assert stop_strings.found == found
 
 
-def test_nothing_comes_after_a_stop():
-    watch = StopStrings(["b"])
-    assert watch.push("ab") == "a"
-    assert [watch.push("more"), watch.finish()] == ["", ""]
+def test_no_text_is_released_after_a_stop():
+    stop_strings = StopStrings(["b"])
+    assert stop_strings.push("ab") == "a"
+    assert [stop_strings.push("more"), stop_strings.finish()] == ["", ""]
 
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""]])

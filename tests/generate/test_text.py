@@ -3,7 +3,7 @@
 import pytest
 import tokenizers
 import torch
-from generate.writers import Scripted
+from generate.scripted import Scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
@@ -17,12 +17,12 @@ GREEDY = {"temperature": 0.0}
 
 def generate_text(lm, **options):
     """Return text and finish reason; check that the streamed events give the same text."""
-    found = lm.generate([0], **GREEDY, **options).continuations[0]
+    continuation = lm.generate([0], **GREEDY, **options).continuations[0]
     events = list(lm.stream([0], **GREEDY, **options))
-    assert "".join(p.text for p in events) == found.text
-    assert [p.id for p in events if p.id is not None] == list(found.ids)
-    assert [p.finish for p in events] == [None] * (len(events) - 1) + [found.finish]
-    return found.text, found.finish
+    assert "".join(p.text for p in events) == continuation.text
+    assert [p.id for p in events if p.id is not None] == list(continuation.ids)
+    assert [p.finish for p in events] == [None] * (len(events) - 1) + [continuation.finish]
+    return continuation.text, continuation.finish
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_stop_string_ends_within_a_token_with_a_partial_character(scripted, toke
     """A token may end one character and begin the next: "猫" is e7 8c ab, and its first byte comes with the stop."""
     stop = "は".encode()
     partial = [i for i in range(tokenizer.vocab_size) if len(t := tokenizer.token_bytes(i)) > 1 and not is_utf8(t)]
-    assert partial, "this tokenizer has no token with half a character"
+    assert partial, "this tokenizer has no token with a partial character"
     assert generate_text(scripted(b"a" + stop + b"\xe7\x8c"), stop="は", max_tokens=9) == ("a", "stop")
     for i in partial:
         text = tokenizer.token_bytes(i).decode("utf-8", "replace")
@@ -77,10 +77,10 @@ def test_incomplete_character_becomes_one_replacement_sign(scripted):
 
 def test_prompt_that_ends_within_a_character(scripted):
     """The prompt ends with the first byte of 猫; the text starts when the character is complete."""
-    one = scripted("猫!".encode())
-    first, *rest = one.model.script
-    one.model.script = [0, *rest]
-    assert [p.text for p in one.stream([0, first], **GREEDY, max_tokens=3)] == ["", "猫", "!"]
+    lm = scripted("猫!".encode())
+    first, *rest = lm.model.script
+    lm.model.script = [0, *rest]
+    assert [p.text for p in lm.stream([0, first], **GREEDY, max_tokens=3)] == ["", "猫", "!"]
 
 
 def test_first_space_of_a_continuation_is_preserved():
@@ -89,9 +89,9 @@ def test_first_space_of_a_continuation_is_preserved():
     core = tokenizers.Tokenizer(models.WordLevel(vocab, "<s>"))
     core.add_special_tokens(["<s>"])
     core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    one = LanguageModel(Scripted([2, 2], 3), Tokenizer(core.to_str(), {"bos_token": "<s>"}))
-    assert one.generate([1], **GREEDY, max_tokens=2).text == " cat cat"
-    assert one.generate([0], **GREEDY, max_tokens=2).text == "cat cat"
+    lm = LanguageModel(Scripted([2, 2], 3), Tokenizer(core.to_str(), {"bos_token": "<s>"}))
+    assert lm.generate([1], **GREEDY, max_tokens=2).text == " cat cat"
+    assert lm.generate([0], **GREEDY, max_tokens=2).text == "cat cat"
 
 
 @settings(max_examples=40)
@@ -120,13 +120,13 @@ def test_end_token_releases_withheld_text(scripted, tokenizer):
 
 
 def test_stop_strings_have_no_effect_before_min_tokens(scripted):
-    one = scripted(b"the cat sat on the cat")
-    assert generate_text(one, stop="cat", max_tokens=22) == ("the ", "stop")
-    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=7) == ("the cat sat on the ", "stop")
-    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=6) == ("the cat sat on the ", "stop")
-    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=22) == ("the cat sat on the cat", "length")
+    lm = scripted(b"the cat sat on the cat")
+    assert generate_text(lm, stop="cat", max_tokens=22) == ("the ", "stop")
+    assert generate_text(lm, stop="cat", max_tokens=22, min_tokens=7) == ("the cat sat on the ", "stop")
+    assert generate_text(lm, stop="cat", max_tokens=22, min_tokens=6) == ("the cat sat on the ", "stop")
+    assert generate_text(lm, stop="cat", max_tokens=22, min_tokens=22) == ("the cat sat on the cat", "length")
     with pytest.raises(GlassformerError, match="min_tokens must be a whole number from 0 to 5, got 6"):
-        one.generate([0], max_tokens=5, min_tokens=6)
+        lm.generate([0], max_tokens=5, min_tokens=6)
 
 
 def test_ignored_end_tokens_are_part_of_the_text(scripted, tokenizer):
@@ -143,21 +143,25 @@ def test_stream_equals_generate(lm):
     """Also for random bytes, the streamed text equals the decoded text of all ids."""
     for seed in (0, 1):
         options = {"seed": seed, "temperature": 2.0, "max_tokens": 40}
-        found = lm.generate("the cat", n=2, **options)
+        result = lm.generate("the cat", n=2, **options)
         events = list(lm.stream("the cat", n=2, **options))
-        for r, one in enumerate(found.continuations):
-            assert "".join(p.text for p in events if p.sequence == r) == one.text == lm.tokenizer.decode(one.ids)
-        assert "\ufffd" in found.text
-        assert found.text == found.continuations[0].text
+        for r, continuation in enumerate(result.continuations):
+            assert (
+                "".join(p.text for p in events if p.sequence == r)
+                == continuation.text
+                == lm.tokenizer.decode(continuation.ids)
+            )
+        assert "\ufffd" in result.text
+        assert result.text == result.continuations[0].text
 
 
 def test_continuations_end_independently(lm):
-    found = lm.generate("the cat", n=12, seed=0, temperature=2.0, max_tokens=10, stop=["e", "a"])
-    assert {c.finish for c in found.continuations} == {"stop", "length"}
-    assert all("e" not in c.text and "a" not in c.text for c in found.continuations)
-    for r, one in list(enumerate(found.continuations))[:5]:
+    result = lm.generate("the cat", n=12, seed=0, temperature=2.0, max_tokens=10, stop=["e", "a"])
+    assert {c.finish for c in result.continuations} == {"stop", "length"}
+    assert all("e" not in c.text and "a" not in c.text for c in result.continuations)
+    for r, continuation in list(enumerate(result.continuations))[:5]:
         alone = lm.generate("the cat", seed=r, temperature=2.0, max_tokens=10, stop=["e", "a"])
-        assert alone.continuations == (one,)
+        assert alone.continuations == (continuation,)
 
 
 def test_invalid_request_raises_before_the_first_event(lm):

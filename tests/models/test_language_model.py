@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 import torch
 import transformers
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
 from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 
 import glassformer

@@ -1,6 +1,6 @@
 """The parity cases of each family: variants of our tiny configurations, and configurations of `transformers`.
 
-A change is a path of `change`; a path that begins with `*.` is of every layer.
+A change is a path of `change`; a path that begins with `*.` applies to every layer.
 """
 
 import math
@@ -206,7 +206,7 @@ def expand_layers(changes, n_layers):
 
 
 CASES = [(f, expand_layers(v, CONFIGS[f]().n_layers)) for f in CONFIGS for v in VARIANTS[f]]
-NAMES = [f"{f}-{' '.join(f'{k}={v}' for k, v in c.items())[:60] or 'as it is'}" for f in CONFIGS for c in VARIANTS[f]]
+NAMES = [f"{f}-{' '.join(f'{k}={v}' for k, v in c.items())[:60] or 'default'}" for f in CONFIGS for c in VARIANTS[f]]
 
 SIZES = {
     "vocab_size": 89, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -218,7 +218,7 @@ LATENT = {
     "moe_intermediate_size": 24,
 }  # fmt: skip
 
-HF_MADE = {
+HF_CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(
         **SIZES, num_key_value_heads=2, head_dim=10, use_sliding_window=True, sliding_window=6,
         max_window_layers=2, rope_parameters={"rope_type": "default", "rope_theta": 200.0}, attention_bias=True,

@@ -1,4 +1,4 @@
-"""Encoder-decoders that other tools open, against `transformers`: logits, every block, files, greedy text."""
+"""Parity of encoder-decoders with `transformers`: logits, every block, files and generated text."""
 
 import json
 from dataclasses import replace
@@ -6,12 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
+from hf_models import CaptureTap, hf_random
 from safetensors.torch import load_file, save_file
-from test_fields import NEAR, OTHER, assert_key_is_used, count_rejected_keys, leaves, tiny_state, twin
-from theirs import Keep, hf_random
-from tiny import TOLERANCE, assert_near, moved, random_ids, read, run, run_cached, wake
-from tiny_translators import CONFIGS, PAIR_FAMILIES
+from test_fields import (
+    OTHER_VALUES,
+    SIMILAR_ACTIVATIONS,
+    assert_key_is_used,
+    config_fields,
+    count_rejected_keys,
+    float32_equivalent,
+    random_state,
+)
+from tiny import TOLERANCE, assert_near, encode_source, random_ids, randomise_sharp, relative_change, run, run_cached
+from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 import glassformer
 from glassformer.cache.dense import DenseCache
@@ -48,23 +56,23 @@ VARIANTS = {
     ],
     "flan": [{}, {"layers.*.mlp": SILU, "encoder.layers.*.mlp": SILU}],
 }
-CASES = [(family, changes) for family in PAIR_FAMILIES for changes in VARIANTS[family]]
-LENGTHS = (50, 23, 1)  # farther than every bucket of distances
+CASES = [(family, changes) for family in SEQ2SEQ_FAMILIES for changes in VARIANTS[family]]
+LENGTHS = (50, 23, 1)  # longer than the largest relative distance with a bucket of its own
 
 
-def made(family, changes=None, seed=0):
-    """The tiny model of a family, with changes: paths of `change`, in which * is every layer."""
+def make_model(family, changes=None, seed=0):
+    """Return the tiny model of a family, with changes: paths of `change`, in which * is every layer."""
     config = CONFIGS[family]()
     for path, value in (changes or {}).items():
         n = config.encoder.n_layers if path.startswith("encoder.") else config.n_layers
         for i in range(n if "*" in path else 1):
             config = change(config, path.replace("*", str(i)), value)
-    return wake(EncoderDecoder(config), seed=seed)
+    return randomise_sharp(EncoderDecoder(config), seed=seed)
 
 
 @torch.no_grad()
 def hf_run(hf, sources, ids, lengths=None):
-    """Logits, and every block's output: an encoder's first."""
+    """Return the logits and the output of every block, those of the encoder first."""
     outs, core = [], getattr(hf, "model", hf)
     blocks = [
         b for side in (core.encoder, core.decoder) for b in (side.layers if hasattr(side, "layers") else side.block)
@@ -80,21 +88,21 @@ def hf_run(hf, sources, ids, lengths=None):
 
 
 def assert_same_run(model, hf):
-    """Logits, and the residual stream after every block of both sides, of sources of different lengths."""
+    """Compare the logits and the residual stream after every block, for sources of different lengths."""
     sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 45, seed=2)
     logits, blocks = hf_run(hf, sources, ids, LENGTHS)
-    keep = Keep(".resid_post")
-    source = read(model, sources, LENGTHS, tap=keep)
-    assert_near(run(model, ids, source=source, tap=keep), logits)
-    assert len(blocks) == len(keep) == model.encoder.config.n_layers + model.config.n_layers
-    for (name, ours), theirs in zip(keep.items(), blocks, strict=True):
+    captured = CaptureTap(".resid_post")
+    source = encode_source(model, sources, LENGTHS, tap=captured)
+    assert_near(run(model, ids, source=source, tap=captured), logits)
+    assert len(blocks) == len(captured) == model.encoder.config.n_layers + model.config.n_layers
+    for (name, ours), theirs in zip(captured.items(), blocks, strict=True):
         for b, n in enumerate(LENGTHS if name.startswith("encoder.") else (45,) * 3):
             assert_near(ours[b, :n], theirs[b, :n])
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
-def test_what_we_save_transformers_opens(family, changes, tmp_path):
-    model = made(family, changes)
+def test_transformers_opens_saved_model(family, changes, tmp_path):
+    model = make_model(family, changes)
     save_model(model, tmp_path / "ours")
     hf, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert type(hf).__name__ == json.loads((tmp_path / "ours/config.json").read_text())["architectures"][0]
@@ -102,21 +110,21 @@ def test_what_we_save_transformers_opens(family, changes, tmp_path):
     assert_same_run(model, hf)
 
     hf.save_pretrained(tmp_path / "theirs")
-    again = load_seq2seq(tmp_path / "theirs")
-    assert again.config == model.config
-    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    reloaded = load_seq2seq(tmp_path / "theirs")
+    assert reloaded.config == model.config
+    ours, theirs = dict(model.named_parameters()), dict(reloaded.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
     assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in b), "a tensor changed on its way there and back"
+    assert all(torch.equal(a[name], b[name]) for name in b), "a tensor changed in the round trip"
 
 
 SIZES = {
     "vocab_size": 89, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 56, "decoder_ffn_dim": 40, "max_position_embeddings": 60,
 }  # fmt: skip
-HF_MADE = {
+HF_CONFIGS = {
     "bart": lambda: transformers.BartConfig(**SIZES, scale_embedding=True),
     "marian": lambda: transformers.MarianConfig(
         **SIZES, pad_token_id=88, decoder_start_token_id=88, activation_function="swish"
@@ -132,8 +140,8 @@ HF_MADE = {
 }  # fmt: skip
 
 
-def theirs_random(family):
-    hf = hf_random(transformers.AutoModelForSeq2SeqLM.from_config(HF_MADE[family]()))
+def random_hf_model(family):
+    hf = hf_random(transformers.AutoModelForSeq2SeqLM.from_config(HF_CONFIGS[family]()))
     if hasattr(hf, "final_logits_bias"):
         hf.final_logits_bias.normal_()
     with torch.no_grad():
@@ -143,58 +151,58 @@ def theirs_random(family):
     return hf
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_what_transformers_makes_we_open_and_write_back(family, tmp_path):
-    hf = theirs_random(family)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_model_of_transformers_round_trips(family, tmp_path):
+    hf = random_hf_model(family)
     hf.save_pretrained(tmp_path / "theirs")
     model = load_seq2seq(tmp_path / "theirs")
     assert_same_run(model, hf)
     save_model(model, tmp_path / "ours")
     a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
-    if family == "flan":  # theirs has one table for all, ours writes the head's beside it
+    if family == "flan":  # transformers stores one shared table; save_model also stores the head's
         a["lm_head.weight"] = a["shared.weight"]
     assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a), "a tensor changed on its way"
-    read_again = [
+    assert all(torch.equal(a[name], b[name]) for name in a), "a tensor changed in the round trip"
+    configs = [
         read_config(json.loads((tmp_path / side / "config.json").read_text()), "") for side in ("theirs", "ours")
     ]
-    assert read_again[0] == read_again[1] == model.config
-    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    assert configs[0] == configs[1] == model.config
+    reloaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
     sources, ids = random_ids(model.config, 2, 9), random_ids(model.config, 2, 7)
-    assert torch.equal(hf_run(again, sources, ids)[0], hf_run(hf, sources, ids)[0])
+    assert torch.equal(hf_run(reloaded, sources, ids)[0], hf_run(hf, sources, ids)[0])
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
-    """Missing, left over, of another shape, and filled twice."""
-    save_model(made(family), tmp_path, shard=100_000)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_all_problems_are_in_one_error(family, tmp_path):
+    """A missing tensor, an unused one, a wrong shape, and a tensor stored twice."""
+    save_model(make_model(family), tmp_path, shard=100_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     shards = {name: load_file(tmp_path / name) for name in set(index.values())}
     names = sorted(name for name in index if "block" in name or "layers" in name)
-    gone = next(name for name in names if "encoder.block" in name or "encoder.layers" in name)
-    cut, twice = names[0], names[-1]
-    shards[index[gone]].pop(gone)
-    shards[index[cut]][cut] = shards[index[cut]][cut][1:].clone()
-    other = next(name for name in shards if name != index[twice])
-    shards[other][twice] = shards[index[twice]][twice].clone()
+    missing = next(name for name in names if "encoder.block" in name or "encoder.layers" in name)
+    truncated, duplicated = names[0], names[-1]
+    shards[index[missing]].pop(missing)
+    shards[index[truncated]][truncated] = shards[index[truncated]][truncated][1:].clone()
+    other = next(name for name in shards if name != index[duplicated])
+    shards[other][duplicated] = shards[index[duplicated]][duplicated].clone()
     shards[other]["decoder.wobble"] = torch.zeros(3)
     for name, tensors in shards.items():
         save_file(tensors, tmp_path / name, metadata={"format": "pt"})
     with pytest.raises(CheckpointError) as caught:
         load_seq2seq(tmp_path)
-    told = str(caught.value)
-    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f"stored twice: {twice} is in",
+    message = str(caught.value)
+    for part in (f"missing: {missing} (fills encoder.", f"shape: {truncated} is", f"stored twice: {duplicated} is in",
                   "not used: decoder.wobble"):  # fmt: skip
-        assert words in told, told
+        assert part in message, message
     raw = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ConfigError, match="not understand: a_new_key"):
         read_config(raw | {"a_new_key": 1}, "config.json")
 
 
 @pytest.mark.parametrize("family", ["bart", "marian"])
-def test_saved_without_a_head_and_with_copies_it_opens(family, tmp_path):
-    """As the model alone saves it: no prefix, no bias of logits, the table under three names; Marian's positions."""
-    hf = theirs_random(family)
+def test_checkpoint_without_head_and_with_copied_tables_opens(family, tmp_path):
+    """Tensors of the bare model: no prefix, no logits bias, the table under three names, and Marian's positions."""
+    hf = random_hf_model(family)
     hf.final_logits_bias.zero_()
     hf.model.save_pretrained(tmp_path)
     raw = load_file(tmp_path / "model.safetensors")
@@ -210,40 +218,40 @@ def test_saved_without_a_head_and_with_copies_it_opens(family, tmp_path):
         load_seq2seq(tmp_path)
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_cached_and_uneven_are_whole_and_alone(family):
-    model = made(family)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_cached_and_uneven_batches_equal_single_uncached_sequences(family):
+    model = make_model(family)
     sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 40, seed=2)
-    source = read(model, sources, LENGTHS)
-    want = run(model, ids, source=source)
+    source = encode_source(model, sources, LENGTHS)
+    expected = run(model, ids, source=source)
     for chunks in ([40], [1] * 40, [7, 1, 20, 12]):
         cache = DenseCache.of(model.config, 3, 40, source=source)
-        assert_near(run_cached(model, ids, chunks, cache), want)
+        assert_near(run_cached(model, ids, chunks, cache), expected)
     for b, n in enumerate(LENGTHS):
-        assert_near(want[b], run(model, ids[b : b + 1], source=read(model, sources[b : b + 1, :n]))[0])
+        assert_near(expected[b], run(model, ids[b : b + 1], source=encode_source(model, sources[b : b + 1, :n]))[0])
     together = run(model, ids, lengths=(40, 9, 1), source=source)
     for b, n in enumerate((40, 9, 1)):
-        assert_near(together[b, :n], want[b, :n])
+        assert_near(together[b, :n], expected[b, :n])
 
 
-def test_a_relative_bias_shows_in_the_probabilities():
-    """Derived afterwards they are those of the pass, on both sides."""
-    model = made("t5")
+def test_derived_probabilities_include_the_relative_bias():
+    """Probabilities recomputed from captured values agree with the forward pass, on both sides."""
+    model = make_model("t5")
     sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
-    keep = Keep("")
-    step = Step.of(sources, tap=keep)
-    source = model.encode(sources, step)
-    mine = Step.of(ids, source=source, tap=keep)
-    model(ids, mine)
-    for prefix, of in (("encoder.", step), ("", mine)):
+    captured = CaptureTap("")
+    source_step = Step.of(sources, tap=captured)
+    source = model.encode(sources, source_step)
+    target_step = Step.of(ids, source=source, tap=captured)
+    model(ids, target_step)
+    for prefix, side in (("encoder.", source_step), ("", target_step)):
         name = f"{prefix}blocks.1.attn.probs"
         spec = model.get_submodule(name.removesuffix(".probs")).spec
-        assert derive(model, name, keep, of.view(spec)).error < 1e-5
+        assert derive(model, name, captured, side.view(spec)).error < 1e-5
     spec = model.blocks[1].cross.spec
-    assert derive(model, "blocks.1.cross.probs", keep, mine.view(spec)).error < 1e-5
+    assert derive(model, "blocks.1.cross.probs", captured, target_step.view(spec)).error < 1e-5
 
 
-FIXED = {  # refused each by itself: the sides have it in common, or it is what makes a decoder, an encoder, a cross
+FIXED = {  # cannot change alone: both sides share it, or it defines a decoder, an encoder or cross-attention
     "vocab_size", "d_model", "encoder.vocab_size", "encoder.d_model", "encoder.layers.1.cross",
     "layers.1.attention.causal", "encoder.layers.1.attention.causal", "encoder.layers.1.attention.window",
     "layers.1.parallel", "layers.1.shared_norm", "encoder.layers.1.shared_norm",
@@ -252,50 +260,54 @@ FIXED = {  # refused each by itself: the sides have it in common, or it is what 
     *(f"{where}.latent" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
     "layers.1.attention.rope", "encoder.layers.1.attention.rope",
 }  # fmt: skip
-UNGATED, ONE_BY_ONE = {"layers.1.mlp.limit", "layers.1.mlp.up_plus_one"}, {"layers.1.parallel", "layers.1.cross"}
+UNGATED, POST_NORM = {"layers.1.mlp.limit", "layers.1.mlp.up_plus_one"}, {"layers.1.parallel", "layers.1.cross"}
 SHARED_BIAS = {"position_offset", "positions", "layers.1.attention.n_heads", "layers.1.attention.window"}
-AND_IN = {  # on both sides
-    "bart": {"positions", "relative", *UNGATED, *ONE_BY_ONE},
-    "marian": {"position_offset", "context_length", "relative", *UNGATED, *ONE_BY_ONE},
+FIXED_IN = {  # of each family, on both sides
+    "bart": {"positions", "relative", *UNGATED, *POST_NORM},
+    "marian": {"position_offset", "context_length", "relative", *UNGATED, *POST_NORM},
     "t5": {"context_length", *SHARED_BIAS, *UNGATED},
     "flan": {"context_length", *SHARED_BIAS},
 }
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_every_field_matters(family):
-    """Change any one field, on either side: a parameter changes its shape, or the logits move by 100 times the
-    tolerance at the least.
+    """Change any one field on either side: a parameter changes its shape, or the logits by at least 100 tolerances.
 
-    A longest text is a limit, and shows in a table of positions alone.
+    `context_length` is only a limit: it changes the shape of a table of learned positions and nothing else.
     """
-    model = made(family)
+    model = make_model(family)
     config, state = model.config, dict(model.named_parameters())
     sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
-    logits, tried, shown = run(model, ids, source=read(model, sources)), set(), 0
-    for path, key, old in leaves(config):
-        for value in OTHER[key]:
-            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
+    logits, tried, n_compared = run(model, ids, source=encode_source(model, sources)), set(), 0
+    for path, key, old in config_fields(config):
+        for value in OTHER_VALUES[key]:
+            if value in (old, float32_equivalent(old)) or (key == "context_length" and config.positions != "learned"):
                 continue
             try:
                 other = EncoderDecoder(change(config, path, value))
             except ConfigError:
-                continue  # refused, not passed over
+                continue  # rejected, not ignored
             tried.add(path)
-            mine = dict(other.named_parameters())
-            new = state if mine.keys() <= state.keys() else tiny_state(other) | state
-            if any(p.shape != new[name].shape for name, p in mine.items()):
+            parameters = dict(other.named_parameters())
+            new = state if parameters.keys() <= state.keys() else random_state(other) | state
+            if any(p.shape != new[name].shape for name, p in parameters.items()):
                 continue
-            other.load_state_dict({name: new[name] for name in mine}, strict=False)  # a shared table has two names
-            how_far, shown = moved(run(other, ids, source=read(other, sources)), logits), shown + 1
-            least = 1e-5 if {value, old} == NEAR else 100 * TOLERANCE
-            assert how_far >= least, f"{path}: {old!r} -> {value!r} moves the logits by {how_far:.1e} only"
-    untried = {path for path, *_ in leaves(config)} - tried
-    assert untried <= FIXED | AND_IN[family] | {f"encoder.{path}" for path in AND_IN[family]}
-    assert shown > 60
+            other.load_state_dict(
+                {name: new[name] for name in parameters}, strict=False
+            )  # a shared table has two names
+            difference, n_compared = (
+                relative_change(run(other, ids, source=encode_source(other, sources)), logits),
+                n_compared + 1,
+            )
+            minimum = 1e-5 if {value, old} == SIMILAR_ACTIVATIONS else 100 * TOLERANCE
+            assert difference >= minimum, f"{path}: {old!r} -> {value!r} changes the logits by only {difference:.1e}"
+    untried = {path for path, *_ in config_fields(config)} - tried
+    assert untried <= FIXED | FIXED_IN[family] | {f"encoder.{path}" for path in FIXED_IN[family]}
+    assert n_compared > 60
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_every_config_key_is_used(family, tmp_path):
     raw = write_config(CONFIGS[family]())
     config = read_config(raw, "config.json")
@@ -303,12 +315,17 @@ def test_every_config_key_is_used(family, tmp_path):
         assert_key_is_used(raw, key, config)
     for value in (None, 0, -1, 1.5, "12", [], {}, True):
         assert count_rejected_keys(raw, value) > 0
-    HF_MADE[family]().save_pretrained(tmp_path)
+    HF_CONFIGS[family]().save_pretrained(tmp_path)
     theirs = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["of a model"]}
     assert read_config(write_config(read_config(theirs, "")), "") == read_config(theirs, "")
 
 
-EVERYWHERE = {"architectures": ["..."], "transformers_version": "4.40.0", "use_cache": True, "is_encoder_decoder": True}
+COMMON_KEYS = {
+    "architectures": ["..."],
+    "transformers_version": "4.40.0",
+    "use_cache": True,
+    "is_encoder_decoder": True,
+}
 FAIRSEQ = {
     "activation_dropout": 0.0, "add_bias_logits": False, "add_final_layer_norm": False, "attention_dropout": 0.0,
     "bos_token_id": 0, "classif_dropout": 0.0, "classifier_dropout": 0.0, "decoder_layerdrop": 0.0, "dropout": 0.1,
@@ -317,9 +334,9 @@ FAIRSEQ = {
 }  # fmt: skip
 
 
-def test_published_configs_are_known():
-    """Of an OPUS-MT translator, BART base, T5 small and Flan-T5 base."""
-    marian = read_config(EVERYWHERE | FAIRSEQ | {
+def test_published_configs_are_read():
+    """Read config.json of an OPUS-MT translator, BART base, T5 small and Flan-T5 base."""
+    marian = read_config(COMMON_KEYS | FAIRSEQ | {
         "model_type": "marian", "activation_function": "swish", "bad_words_ids": [[58100]], "d_model": 512,
         "decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "decoder_start_token_id": 58100,
         "decoder_vocab_size": 58101, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048, "eos_token_id": 0,
@@ -328,7 +345,7 @@ def test_published_configs_are_known():
         "static_position_embeddings": True, "vocab_size": 58101,
     }, "")  # fmt: skip
     assert (marian.embed_scale, marian.layers[0].mlp.activation) == (512**0.5, "silu")
-    bart = read_config(EVERYWHERE | FAIRSEQ | {
+    bart = read_config(COMMON_KEYS | FAIRSEQ | {
         "model_type": "bart", "activation_function": "gelu", "d_model": 768, "decoder_attention_heads": 12,
         "decoder_ffn_dim": 3072, "decoder_start_token_id": 2, "early_stopping": True, "encoder_attention_heads": 12,
         "encoder_ffn_dim": 3072, "eos_token_id": 2, "forced_eos_token_id": 2, "forced_bos_token_id": 0,
@@ -344,15 +361,15 @@ def test_published_configs_are_known():
         "num_layers": 6, "output_past": True, "pad_token_id": 0, "relative_attention_num_buckets": 32,
         "task_specific_params": {}, "vocab_size": 32128,
     }  # fmt: skip
-    small = read_config(EVERYWHERE | t5, "")
+    small = read_config(COMMON_KEYS | t5, "")
     assert (small.tied_head, small.head_scale, small.layers[0].mlp.gated) == (True, 512**-0.5, False)
-    flan = EVERYWHERE | t5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    for more in ({}, {"tie_word_embeddings": True, "scale_decoder_outputs": False, "dense_act_fn": "gelu_new"}):
-        config = read_config(flan | more, "")
+    flan = COMMON_KEYS | t5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    for keys in ({}, {"tie_word_embeddings": True, "scale_decoder_outputs": False, "dense_act_fn": "gelu_new"}):
+        config = read_config(flan | keys, "")
         assert (config.tied_head, config.head_scale, config.layers[0].mlp) == (False, 1.0, MLPConfig(2048, "gelu_tanh"))
 
 
-REFUSED = [
+REJECTED = [
     ("bart", {"normalize_before": True}), ("bart", {"encoder_attention_heads": 5}), ("bart", {"is_decoder": True}),
     ("bart", {"tie_word_embeddings": False}),
     ("marian", {"decoder_vocab_size": 50}),
@@ -361,30 +378,30 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "keys"), REFUSED, ids=str)
-def test_what_is_not_done_is_refused(family, keys):
+@pytest.mark.parametrize(("family", "keys"), REJECTED, ids=str)
+def test_unsupported_setting_raises_config_error(family, keys):
     with pytest.raises(ConfigError, match=next(iter(keys)).removeprefix("relative_attention_num_").split("_")[-1]):
         read_config(write_config(CONFIGS[family]()) | keys, "config.json")
 
 
-def test_a_pair_is_no_language_model(tmp_path):
-    save_model(made("t5"), tmp_path)
+def test_load_decoder_rejects_an_encoder_decoder(tmp_path):
+    save_model(make_model("t5"), tmp_path)
     with pytest.raises(CheckpointError, match="glassformer translate"):
         load_decoder(tmp_path)
 
 
 @torch.no_grad()
-def talkative(family):
-    """Not the same token again and again, as where little is added to a table that is the head's too."""
+def varied_model(family):
+    """Return a model whose greedy text varies: a head tied to a random table repeats one token."""
     if family in ("t5", "flan"):
-        model = wake(EncoderDecoder(CONFIGS[family]()), seed=2)
+        model = randomise_sharp(EncoderDecoder(CONFIGS[family]()), seed=2)
         model.embed.weight.mul_(0.05)
         for name, p in model.named_parameters():
-            if name.endswith("mlp.down.weight"):  # but for what it adds to every token alike
+            if name.endswith("mlp.down.weight"):  # without what it adds to all tokens alike
                 p.sub_(p.mean(1, keepdim=True)).mul_(6)
             p.mul_(0.3 if name.endswith("cross.o.weight") else 3 if name.endswith("attn.o.weight") else 1)
         return model
-    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0}, seed=int(family == "marian"))
+    model = make_model(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0}, seed=int(family == "marian"))
     model.embed.weight.mul_(0.3)
     for name, p in model.named_parameters():
         p.mul_(6 if name.endswith("mlp.down.weight") else 0 if name.endswith("bias") else 1)
@@ -393,79 +410,79 @@ def talkative(family):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("family", ["bart", "flan"])
-def test_rows_of_tokens_that_may_not_come_twice(family, n, tmp_path):
-    """And texts that may not end yet: greedy, where the likeliest text ends early and repeats itself, and in a beam."""
-    model = talkative(family)
-    begin, most = 95, 30
+def test_no_repeat_ngram_and_min_length_equal_transformers(family, n, tmp_path):
+    """Greedy, where the most likely text ends early and repeats n-grams, and with beam search."""
+    model = varied_model(family)
+    begin, max_tokens = 95, 30
     sources = [random_ids(model.config, 1, size, seed=size)[0].tolist() for size in (9, 14)]
-    plain = search(model, sources, BeamSearch(1, 1, most), begin=begin, end=96)
-    end = plain[0][0].ids[3]
+    unconstrained = search(model, sources, BeamSearch(1, 1, max_tokens), begin=begin, end=96)
+    end = unconstrained[0][0].ids[3]
     save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     changed = False
-    for how, shortest in (
-        (BeamSearch(1, 1, most), 1),
-        (BeamSearch(1, 1, most), 13),
-        (BeamSearch(3, 3, most, 0.0), most + 2),
+    for settings, min_length in (
+        (BeamSearch(1, 1, max_tokens), 1),
+        (BeamSearch(1, 1, max_tokens), 13),
+        (BeamSearch(3, 3, max_tokens, 0.0), max_tokens + 2),
     ):
-        ruled = TokenConstraints(min_length=shortest, no_repeat_ngram=n)
-        ours = search(model, sources, how, begin=begin, end=end, constraints=ruled)
+        constraints = TokenConstraints(min_length=min_length, no_repeat_ngram=n)
+        ours = search(model, sources, settings, begin=begin, end=end, constraints=constraints)
         changed |= ours != search(
-            model, sources, how, begin=begin, end=end, constraints=replace(ruled, no_repeat_ngram=0)
+            model, sources, settings, begin=begin, end=end, constraints=replace(constraints, no_repeat_ngram=0)
         )
-        for source, found in zip(sources, ours, strict=True):
+        for source, results in zip(sources, ours, strict=True):
             out = hf.generate(
                 torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
-                max_new_tokens=most, do_sample=False, num_beams=how.beam, num_return_sequences=how.n,
+                max_new_tokens=max_tokens, do_sample=False, num_beams=settings.beam, num_return_sequences=settings.n,
                 length_penalty=0.0, decoder_start_token_id=begin, eos_token_id=end, forced_eos_token_id=None,
-                forced_bos_token_id=None, pad_token_id=1, min_length=shortest, no_repeat_ngram_size=n,
+                forced_bos_token_id=None, pad_token_id=1, min_length=min_length, no_repeat_ngram_size=n,
             )  # fmt: skip
             assert [[token for token in row if token != end] for row in out[:, 1:].tolist()] == [
-                list(one.ids) for one in found
+                list(result.ids) for result in results
             ]
-            assert all(one.finish == "length" or len(one.ids) + 1 >= shortest for one in found)
+            assert all(result.finish == "length" or len(result.ids) + 1 >= min_length for result in results)
     assert changed
 
 
-def test_where_nothing_may_follow_a_text_ends():
-    model = talkative("bart")
-    ruled = TokenConstraints(banned=tuple(range(3, 97)), no_repeat_ngram=1)
-    ((found,),) = search(model, [[5, 6, 7]], BeamSearch(1, 1, 20), begin=2, end=96, constraints=ruled)
-    assert sorted(found.ids) == [0, 1]
-    assert found.finish == "stop"
+def test_text_stops_when_every_token_is_banned():
+    model = varied_model("bart")
+    constraints = TokenConstraints(banned=tuple(range(3, 97)), no_repeat_ngram=1)
+    ((result,),) = search(model, [[5, 6, 7]], BeamSearch(1, 1, 20), begin=2, end=96, constraints=constraints)
+    assert sorted(result.ids) == [0, 1]
+    assert result.finish == "stop"
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_text_is_theirs(family, tmp_path):
-    """48 greedy tokens, and the best three of a beam, of two sources at once here and of each by itself there.
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_generated_tokens_equal_transformers(family, tmp_path):
+    """48 greedy tokens and the three best beams of two sources: batched here, one at a time in transformers.
 
-    Texts are compared by their probability alone, and none ends: so the two searches mean the same.
+    Scores have no length penalty and no text ends, so both implementations define the same search.
     """
-    model = talkative(family)
-    begin, end, most = 95, 96, 48
+    model = varied_model(family)
+    begin, end, max_tokens = 95, 96, 48
     save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     sources = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 14)]
     common = {"decoder_start_token_id": begin, "eos_token_id": None, "forced_eos_token_id": None, "pad_token_id": 1}
-    for how in (BeamSearch(1, 1, most), BeamSearch(3, 3, most, 0.0)):
-        ours = search(model, sources, how, begin=begin, end=end, constraints=TokenConstraints(banned=(end, 7)))
-        for source, found in zip(sources, ours, strict=True):
+    for settings in (BeamSearch(1, 1, max_tokens), BeamSearch(3, 3, max_tokens, 0.0)):
+        ours = search(model, sources, settings, begin=begin, end=end, constraints=TokenConstraints(banned=(end, 7)))
+        for source, results in zip(sources, ours, strict=True):
             out = hf.generate(
                 torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
-                max_new_tokens=most, do_sample=False, num_beams=how.beam, num_return_sequences=how.n,
+                max_new_tokens=max_tokens, do_sample=False, num_beams=settings.beam, num_return_sequences=settings.n,
                 length_penalty=0.0, bad_words_ids=[[end], [7]], **common,
             )  # fmt: skip
-            assert out[:, 1:].tolist() == [list(one.ids) for one in found]
-        assert all(len(set(found[0].ids)) > 3 for found in ours), "a text that says nothing"
+            assert out[:, 1:].tolist() == [list(result.ids) for result in results]
+        assert all(len(set(results[0].ids)) > 3 for results in ours), "degenerate text"
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_where_texts_end_the_searches_agree_if_no_beam_is_too_narrow(family, tmp_path):
-    """Every text of two tokens is followed: both sides have the same ones, with the same probabilities.
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_exhaustive_beam_equals_transformers_when_texts_end(family, tmp_path):
+    """The beam holds every text of two tokens: both sides return the same texts with the same probabilities.
 
-    A narrower beam is not filled up here where texts end, and is there; scores divide by another length.
+    Narrower beams differ: only transformers refills a beam when a text ends, and its scores use another length.
     """
-    model, begin, end = talkative(family), 95, 96
+    model, begin, end = varied_model(family), 95, 96
     save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     source = random_ids(model.config, 1, 9)
@@ -486,22 +503,22 @@ def test_where_texts_end_the_searches_agree_if_no_beam_is_too_narrow(family, tmp
         tuple(t for t in row if t not in (1, end)): score
         for row, score in zip(out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True)
     }
-    found = {one.ids: one.logprob for one in ours}
-    best = sorted(found, key=lambda ids: -found[ids])[:40]
-    assert any(one.finish == "stop" for one in ours)
+    logprobs = {result.ids: result.logprob for result in ours}
+    best = sorted(logprobs, key=lambda ids: -logprobs[ids])[:40]
+    assert any(result.finish == "stop" for result in ours)
     assert set(best) <= set(theirs)
     for ids in best:
-        assert abs(found[ids] - theirs[ids]) < 1e-4
+        assert abs(logprobs[ids] - theirs[ids]) < 1e-4
 
 
-def test_forced_tokens_are_theirs(tmp_path):
-    """The first token, and at the longest the last, are what they must be; neither counts in a text's probability."""
-    model = talkative("bart")
+def test_forced_tokens_equal_transformers(tmp_path):
+    """The first token and, at the maximum length, the last are forced; neither counts in the log-probability."""
+    model = varied_model("bart")
     save_model(model, tmp_path, extra={"eos_token_id": 96, "decoder_start_token_id": 96})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     source = random_ids(model.config, 1, 9)
     for beam in (1, 3):
-        (found,) = search(
+        (results,) = search(
             model,
             source.tolist(),
             BeamSearch(beam, beam, 12, 0.0),
@@ -515,58 +532,60 @@ def test_forced_tokens_are_theirs(tmp_path):
             early_stopping=False,
         )  # fmt: skip
         theirs = [[t for t in row if t != 1] for row in out.sequences[:, 1:].tolist()]
-        assert found[0].ids[0] == 5
-        if not any(one.finish == "stop" for one in found):
-            assert [[*one.ids, 96] for one in found] == theirs
+        assert results[0].ids[0] == 5
+        if not any(result.finish == "stop" for result in results):
+            assert [[*result.ids, 96] for result in results] == theirs
         if beam > 1:
-            assert abs(found[0].logprob - out.sequences_scores[0].item()) < 1e-4
+            assert abs(results[0].logprob - out.sequences_scores[0].item()) < 1e-4
 
 
-def framing_tokenizer():
-    """As theirs: it puts the token that ends a text behind it."""
+def make_ending_tokenizer():
+    """Return a tokenizer that appends the end token to a text, as those of these families do."""
     plain = make_tokenizer()
-    layout, end = json.loads(plain.backend.json), plain.eos_id
+    spec, end = json.loads(plain.backend.json), plain.eos_id
     pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
-    named = {END: {"id": END, "ids": [end], "tokens": [END]}}
-    processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": named}
-    return Tokenizer(json.dumps(layout | {"post_processor": processor}), {"eos_token": END, "pad_token": END})
+    special = {END: {"id": END, "ids": [end], "tokens": [END]}}
+    processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+    return Tokenizer(json.dumps(spec | {"post_processor": processor}), {"eos_token": END, "pad_token": END})
 
 
-def spelling(family, tokenizer):
-    """The configuration of a model that knows all the tokens."""
+def config_with_vocabulary(family, tokenizer):
+    """Return the configuration of a family with the vocabulary size of a tokenizer."""
     config, size = CONFIGS[family](), tokenizer.vocab_size
     return replace(config, vocab_size=size, encoder=change(config.encoder, "vocab_size", size))
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
-    """Load, translate, save, load; sources end as the tokenizer ends them, targets begin as generation_config says."""
-    tokenizer = framing_tokenizer()
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_translation_of_saved_folder_equals_transformers(family, tmp_path, capsys):
+    """Load, translate, save, load: the tokenizer ends sources; generation_config.json sets how targets begin."""
+    tokenizer = make_ending_tokenizer()
     special = {
         "decoder_start_token_id": 5, "eos_token_id": tokenizer.eos_id, "pad_token_id": 3, "bos_token_id": 6,
         "forced_bos_token_id": 70, "bad_words_ids": [[3], [9]],
     }  # fmt: skip
-    Translator(wake(EncoderDecoder(spelling(family, tokenizer))), tokenizer, generation_config=special).save(tmp_path)
+    Translator(
+        randomise_sharp(EncoderDecoder(config_with_vocabulary(family, tokenizer))), tokenizer, generation_config=special
+    ).save(tmp_path)
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     translator = glassformer.load(tmp_path)
     translator.save(tmp_path / "again")
-    for one in (translator, glassformer.load(tmp_path / "again")):
+    for loaded in (translator, glassformer.load(tmp_path / "again")):
         for text in ("the cat sat", "a dog"):
-            read = theirs(text, return_tensors="pt")
-            assert read.input_ids[0, -1] == tokenizer.eos_id
-            out = hf.generate(**read, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
-            (found,) = one.translate(text, max_tokens=12)
-            assert list(found.targets[0].ids) == [t for t in out if t != tokenizer.eos_id]
-            assert found.targets[0].ids[0] == 70
-            assert 9 not in found.targets[0].ids
-            aligned = one.align(text, found.targets[0].ids, ended=False)
-            assert aligned.error < 1e-5
-            assert aligned.source_tokens[-1] == END
+            encoded = theirs(text, return_tensors="pt")
+            assert encoded.input_ids[0, -1] == tokenizer.eos_id
+            out = hf.generate(**encoded, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+            (translation,) = loaded.translate(text, max_tokens=12)
+            assert list(translation.targets[0].ids) == [t for t in out if t != tokenizer.eos_id]
+            assert translation.targets[0].ids[0] == 70
+            assert 9 not in translation.targets[0].ids
+            alignment = loaded.align(text, translation.targets[0].ids, ended=False)
+            assert alignment.error < 1e-5
+            assert alignment.source_tokens[-1] == END
         with pytest.raises(RequestError, match="the text is empty"):
-            one.encode("")
+            loaded.encode("")
     main(["translate", str(tmp_path), "a dog", "--max-tokens", "12"])
-    assert capsys.readouterr().out.strip() == found.text.strip()
+    assert capsys.readouterr().out.strip() == translation.text.strip()
 
 
 @pytest.mark.parametrize(
@@ -577,22 +596,26 @@ def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
         ({"forced_bos_token_id": "1"}, "forced_bos_token_id must be one token id"),
     ],
 )
-def test_special_tokens_that_are_not_done_are_refused(keys, message):
+def test_unsupported_generation_config_raises(keys, message):
     with pytest.raises(CheckpointError, match=message):
-        Translator(EncoderDecoder(spelling("t5", framing_tokenizer())), framing_tokenizer(), generation_config=keys)
+        Translator(
+            EncoderDecoder(config_with_vocabulary("t5", make_ending_tokenizer())),
+            make_ending_tokenizer(),
+            generation_config=keys,
+        )
 
 
-def test_older_folders_say_it_in_config_json(tmp_path):
-    """What generation_config.json says goes first; then an older name of the first token."""
-    older = {
+def test_generation_settings_of_config_json(tmp_path):
+    """generation_config.json takes precedence over config.json; the older name of the first token is accepted."""
+    legacy = {
         "bos_token_id": 0,
         "eos_token_id": 2,
         "force_bos_token_to_be_generated": True,
         "num_beams": 4,
         "max_length": 9,
     }
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    want = {"bos_token_id": 0, "eos_token_id": 2, "forced_bos_token_id": 0, "num_beams": 4, "max_length": 9}
-    assert read_generation_config(tmp_path) == want
+    (tmp_path / "config.json").write_text(json.dumps(legacy))
+    expected = {"bos_token_id": 0, "eos_token_id": 2, "forced_bos_token_id": 0, "num_beams": 4, "max_length": 9}
+    assert read_generation_config(tmp_path) == expected
     (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 5, "num_beams": 2, "top_k": null}')
-    assert read_generation_config(tmp_path) == want | {"forced_bos_token_id": 5, "num_beams": 2}
+    assert read_generation_config(tmp_path) == expected | {"forced_bos_token_id": 5, "num_beams": 2}

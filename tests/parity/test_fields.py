@@ -1,11 +1,11 @@
-"""Every field of a configuration shows in the logits, and every key of a config.json is read."""
+"""Every field of a configuration affects the logits, and every key of a config.json is read."""
 
 import json
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
-from cases import HF_MADE
-from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny, tiny_config
+from cases import HF_CONFIGS
+from tiny import TOLERANCE, encoder_decoder_config, random_ids, randomise, relative_change, run, tiny, tiny_config
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
@@ -25,9 +25,9 @@ from glassformer.families.common.config_json import from_json, to_json
 from glassformer.families.common.family import IGNORED
 from glassformer.nn.model import Decoder
 
-# Another value for each field. Weights that keep their shape are kept; a weight that does not keep it shows the field.
+# Other values of each field. A field has an effect if a parameter changes its shape, or else the logits change.
 RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
-OTHER = {
+OTHER_VALUES = {
     "vocab_size": [96],
     "d_model": [44],
     "context_length": [63],
@@ -99,11 +99,11 @@ OTHER = {
     "embed_scale": [2.5],
     "attention.causal": [True, False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
-    "encoder": [pair_config("post").encoder],
+    "encoder": [encoder_decoder_config("post").encoder],
     "shared_embedding": [True, False],
 }
-REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
-SOMETIMES = {  # refused beside another setting of some of the families
+REJECTED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder
+SOMETIMES_REJECTED = {  # rejected together with other settings of some families
     "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
     "layers.1.attention.rope.dim",
     "position_offset", "relative",
@@ -115,67 +115,67 @@ SOMETIMES = {  # refused beside another setting of some of the families
         "n_heads", "n_kv_heads", "window", "clip", "softcap", "sinks", "latent",
     )),
 }  # fmt: skip
-SILENT = {  # the first says which file format; the others show in lower precision only
+NO_FLOAT32_EFFECT = {  # the first names the file format; the others have an effect in lower precision only
     "family", "round_embed_scale", "layers.1.experts.float32_router",
 }  # fmt: skip
-NEAR = {"gelu", "gelu_tanh"}  # at most 5e-4 from one another
+SIMILAR_ACTIVATIONS = {"gelu", "gelu_tanh"}  # at most 5e-4 apart
 
 
-def twin(value):
-    """What computes the same in float32."""
+def float32_equivalent(value):
+    """Return the value that computes the same in float32."""
     if isinstance(value, NormConfig):
-        return replace(value, scale=twin(value.scale)) if value.kind == "rms" else value
+        return replace(value, scale=float32_equivalent(value.scale)) if value.kind == "rms" else value
     return {"weight": "float32", "float32": "weight"}.get(value, value) if isinstance(value, str) else value
 
 
-def leaves(config, prefix=""):
-    """(path, key in OTHER, value) of every field, an encoder's too; of the layers, the second one's."""
+def config_fields(config, prefix=""):
+    """Yield (path, key in OTHER_VALUES, value) of every field, with an encoder's; for layers, of the second layer."""
     for field in fields(config):
         value, path = getattr(config, field.name), prefix + field.name
         if field.name == "layers":
-            yield from leaves(value[1], f"{prefix}layers.1.")
-        elif path.removeprefix("encoder.") not in SILENT:
+            yield from config_fields(value[1], f"{prefix}layers.1.")
+        elif path.removeprefix("encoder.") not in NO_FLOAT32_EFFECT:
             key = path.removeprefix("encoder.").removeprefix("layers.1.").replace("cross.", "attention.")
-            if not is_dataclass(value) or key in OTHER:
+            if not is_dataclass(value) or key in OTHER_VALUES:
                 yield path, key, value
-            if is_dataclass(value) and key != "attention.rope.scaling":  # those have a test of their own
-                yield from leaves(value, f"{path}.")
+            if is_dataclass(value) and key != "attention.rope.scaling":  # test_rope tests these
+                yield from config_fields(value, f"{path}.")
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_every_field_matters(family):
-    """Change any one field: a parameter changes its shape, or the logits move by at least 100 times the tolerance.
+    """Change any one field: a parameter changes its shape, or or the logits by at least 100 tolerances.
 
-    `context_length` is a limit, and shows where it is one: in the table of positions, and in the cache.
+    `context_length` is only a limit: it changes a table of learned positions, and the capacity of the cache.
     """
     model = tiny(family)
     config, state, ids = model.config, model.state_dict(), random_ids(model.config, 2, 40)
     logits, tried = run(model, ids), set()
-    for path, key, old in leaves(config):
-        for value in OTHER[key]:
-            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
+    for path, key, old in config_fields(config):
+        for value in OTHER_VALUES[key]:
+            if value in (old, float32_equivalent(old)) or (key == "context_length" and config.positions != "learned"):
                 continue
             try:
                 other = Decoder(change(config, path, value))
             except ConfigError:
-                continue  # refused, not passed over
+                continue  # rejected, not ignored
             tried.add(path)
-            new = tiny_state(other) | {name: p for name, p in state.items() if name in other.state_dict()}
+            new = random_state(other) | {name: p for name, p in state.items() if name in other.state_dict()}
             if any(p.shape != new[name].shape for name, p in other.state_dict().items()):
                 continue
             other.load_state_dict(new)
-            how_far = moved(run(other, ids), logits)
-            least = 1e-5 if {value, old} == NEAR else 100 * TOLERANCE
-            assert how_far >= least, f"{path}: {old!r} -> {value!r} moves the logits by {how_far:.1e} only"
-    untried = {path for path, *_ in leaves(config)} - tried
-    assert REFUSED <= untried <= REFUSED | SOMETIMES, untried
+            difference = relative_change(run(other, ids), logits)
+            minimum = 1e-5 if {value, old} == SIMILAR_ACTIVATIONS else 100 * TOLERANCE
+            assert difference >= minimum, f"{path}: {old!r} -> {value!r} changes the logits by only {difference:.1e}"
+    untried = {path for path, *_ in config_fields(config)} - tried
+    assert REJECTED <= untried <= REJECTED | SOMETIMES_REJECTED, untried
 
 
-def tiny_state(model):
+def random_state(model):
     return randomise(model, 7).state_dict()
 
 
-def test_the_context_is_a_limit():
+def test_cache_longer_than_the_context_raises():
     for family in DECODERS:
         with pytest.raises(CapacityError, match="64"):
             DenseCache.of(tiny_config(family), 1, 65)
@@ -216,9 +216,9 @@ def test_every_config_key_is_used(family):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path):
-    """The same, of a config.json of the other side; what may be ignored is named in one list."""
-    HF_MADE[family]().save_pretrained(tmp_path)
+def test_every_key_that_transformers_writes_is_read_or_rejected(family, tmp_path):
+    """The same for a config.json written by transformers; IGNORED lists the keys that have no effect."""
+    HF_CONFIGS[family]().save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["of a model"]}
     config = read_config(raw, "config.json")
     assert read_config(write_config(config), "config.json") == config
@@ -227,19 +227,19 @@ def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path)
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_every_field_can_be_written_as_it_is(family):
-    """As our own kinds of models are: scalings of rotary positions too, of which there are several kinds."""
-    plain = json.loads(json.dumps(to_json(tiny_config(family))))
-    assert from_json(ModelConfig, plain, "config.json") == tiny_config(family)
+def test_config_round_trips_as_plain_json(family):
+    """As for models of our own kinds; rope scalings are a union of several classes."""
+    written = json.loads(json.dumps(to_json(tiny_config(family))))
+    assert from_json(ModelConfig, written, "config.json") == tiny_config(family)
 
 
-def test_a_scaling_of_no_known_kind_is_refused():
-    plain = to_json(tiny_config("phi3"))
-    plain["layers"][0]["attention"]["rope"]["scaling"] = {"factor": 2.0, "slope": 1.0}
+def test_unknown_rope_scaling_raises():
+    written = to_json(tiny_config("phi3"))
+    written["layers"][0]["attention"]["rope"]["scaling"] = {"factor": 2.0, "slope": 1.0}
     with pytest.raises(
         ConfigError, match=r"scaling must be an object with the keys of one of: LinearScaling \(factor\)"
     ):
-        from_json(ModelConfig, plain, "config.json")
+        from_json(ModelConfig, written, "config.json")
 
 
 @pytest.mark.parametrize("family", DECODERS)

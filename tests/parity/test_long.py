@@ -40,9 +40,9 @@ def test_sequence_cannot_grow_from_short_to_long():
         cache.extend([1, 1])
     cache.extend([0, 0])  # the failed call changed nothing
     assert cache.lengths == [LIMIT - 1] * 2
-    whole = DenseCache.of(model.config, 2, 40)
-    assert_near(run_cached(model, ids, [LIMIT], whole), run(model, ids))
-    whole.extend([1, 1])  # a long sequence can grow
+    long_cache = DenseCache.of(model.config, 2, 40)
+    assert_near(run_cached(model, ids, [LIMIT], long_cache), run(model, ids))
+    long_cache.extend([1, 1])  # a long sequence can grow
 
 
 def test_reach_selects_the_long_factors_from_the_start():

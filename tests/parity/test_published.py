@@ -1,4 +1,4 @@
-"""config.json files as they were published with checkpoints: every key is known, and means what it should."""
+"""config.json files as published with checkpoints: every key is known and read with its meaning."""
 
 from dataclasses import replace
 
@@ -20,14 +20,14 @@ from glassformer.config import (
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
 
-EVERYWHERE = {
+COMMON_KEYS = {
     "architectures": ["..."], "bos_token_id": 1, "eos_token_id": [2, 3], "initializer_range": 0.02,
     "torch_dtype": "bfloat16", "transformers_version": "4.50.0", "use_cache": True,
 }  # fmt: skip
 
 
 def published(**keys):
-    return read_config(EVERYWHERE | keys, "config.json")
+    return read_config(COMMON_KEYS | keys, "config.json")
 
 
 def test_llama_3_1_8b():
@@ -58,7 +58,7 @@ def test_qwen_2_5(window):
     assert not config.layers[0].attention.out_bias
 
 
-def test_gemma_2b_says_gelu_and_means_its_approximation():
+def test_gemma_2b_gelu_is_the_tanh_approximation():
     config = published(
         model_type="gemma", attention_bias=False, attention_dropout=0.0, head_dim=256, hidden_act="gelu",
         hidden_size=2048, intermediate_size=16384, max_position_embeddings=8192, num_attention_heads=8,
@@ -210,9 +210,9 @@ DEEPSEEK = {
 }  # fmt: skip
 
 
-def yarn(gain):
+def yarn(mscale):
     return {
-        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": gain, "mscale_all_dim": gain,
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": mscale, "mscale_all_dim": mscale,
         "original_max_position_embeddings": 4096, "type": "yarn",
     }  # fmt: skip
 
@@ -233,12 +233,12 @@ def test_deepseek_v2_and_its_lite_form(lite):
         norm_topk_prob=False, num_experts_per_tok=6, num_key_value_heads=sizes["num_attention_heads"],
         rope_scaling=yarn(0.707), scoring_func="softmax", vocab_size=102400,
     )  # fmt: skip
-    plain, routed = config.layers[0], config.layers[-1]
+    dense, routed = config.layers[0], config.layers[-1]
     assert [layer.experts is not None for layer in config.layers] == [False] + [True] * (config.n_layers - 1)
-    assert plain.attention.latent == LatentConfig(512, 128, None if lite else 1536)
-    assert plain.attention.cached_per_token == 576
-    assert plain.attention.rope.scaling == YarnScaling(40.0, 4096)  # cos and sin as they are
-    assert abs(plain.attention.scale - 0.1147213867) < 1e-9  # (0.0707 ln 40 + 1)^2 / sqrt(192)
+    assert dense.attention.latent == LatentConfig(512, 128, None if lite else 1536)
+    assert dense.attention.cached_per_token == 576
+    assert dense.attention.rope.scaling == YarnScaling(40.0, 4096)  # cos and sin are not scaled
+    assert abs(dense.attention.scale - 0.1147213867) < 1e-9  # (0.0707 ln 40 + 1)^2 / sqrt(192)
     groups = {} if lite else {"n_groups": 8, "top_groups": 3}
     scale, n = (1.0, 64) if lite else (16.0, 160)
     shared = 2 * routed.mlp.d_ff
@@ -269,23 +269,23 @@ def test_deepseek_v3():
     assert read_config(write_config(config), "config.json") == config
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.707, 0.1, 1.3, 0.7071067811865476, 1 / 3, 2 / 7])
+@pytest.mark.parametrize("mscale", [1.0, 0.707, 0.1, 1.3, 0.7071067811865476, 1 / 3, 2 / 7])
 @pytest.mark.parametrize("factor", [1.5, 4.0, 40])
-def test_the_sharpening_of_yarn_is_written_as_it_was(gain, factor):
-    """Every bit of the scale, and of the number that it was made from, where that is a short one."""
-    raw = write_config(CONFIGS["deepseek_v3"]()) | {"rope_parameters": yarn(gain) | {"factor": factor}}
+def test_yarn_mscale_round_trips(mscale, factor):
+    """The scale round-trips bit for bit, and so does mscale if it has few digits."""
+    raw = write_config(CONFIGS["deepseek_v3"]()) | {"rope_parameters": yarn(mscale) | {"factor": factor}}
     config = read_config(raw, "config.json")
     written = write_config(config)["rope_parameters"]["mscale_all_dim"]
-    assert abs(written - gain) < 1e-14
-    assert written == gain or len(str(gain)) > 5
+    assert abs(written - mscale) < 1e-14
+    assert written == mscale or len(str(mscale)) > 5
     assert read_config(write_config(config), "config.json") == config
 
 
 def test_experts_in_every_other_layer():
     raw = write_config(CONFIGS["deepseek_v2"]()) | {"num_hidden_layers": 7, "moe_layer_freq": 2}
-    for first, has in ((0, [0, 2, 4, 6]), (1, [2, 4, 6]), (3, [4, 6])):
+    for first, expert_layers in ((0, [0, 2, 4, 6]), (1, [2, 4, 6]), (3, [4, 6])):
         config = read_config(raw | {"first_k_dense_replace": first}, "config.json")
-        assert [i for i, layer in enumerate(config.layers) if layer.experts is not None] == has
+        assert [i for i, layer in enumerate(config.layers) if layer.experts is not None] == expert_layers
         assert read_config(write_config(config), "config.json") == config
     uneven = change(config, "layers.1", config.layers[4])
     with pytest.raises(ConfigError, match="cannot describe this model"):
@@ -307,7 +307,7 @@ def test_experts_in_every_other_layer():
     ],
     ids=str,
 )
-def test_what_deepseeks_files_could_say_and_is_not_done_is_refused(family, keys, why):
+def test_unsupported_deepseek_settings_raise(family, keys, why):
     with pytest.raises(ConfigError, match=why):
         read_config(write_config(CONFIGS[family]()) | keys, "config.json")
 
@@ -334,7 +334,7 @@ def test_gpt_oss_20b():
     assert config.layers[0].experts == MoEConfig(32, 4, router_bias=True)
 
 
-STRAY = {  # keys of published files that compute nothing, by who wrote them
+UNUSED_KEYS = {  # keys of published files without an effect, by the program that writes them
     "transformers": {
         "_attn_implementation_autoset": True, "is_encoder_decoder": False, "add_cross_attention": False,
         "tie_encoder_decoder": False, "pruned_heads": {}, "torchscript": False, "use_bfloat16": False,
@@ -360,10 +360,10 @@ def tiny_config_of(family):
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, *ENCODERS])
-@pytest.mark.parametrize("writer", [*STRAY, "BERT's export"])
-def test_keys_that_compute_nothing_are_accepted(family, writer):
+@pytest.mark.parametrize("writer", [*UNUSED_KEYS, "BERT's export"])
+def test_keys_without_effect_are_accepted(family, writer):
     raw = write_config(tiny_config_of(family))
-    assert read_config(raw | STRAY.get(writer, BERT_EXPORT), "config.json") == read_config(raw, "config.json")
+    assert read_config(raw | UNUSED_KEYS.get(writer, BERT_EXPORT), "config.json") == read_config(raw, "config.json")
 
 
 @pytest.mark.parametrize(("family", "keys", "allowed"), [
@@ -393,7 +393,7 @@ def test_keys_that_compute_nothing_are_accepted(family, writer):
     ("bert", {"tie_encoder_decoder": False, "is_encoder_decoder": False}, True),
     ("bert", {"is_decoder": True}, False),
 ], ids=str)  # fmt: skip
-def test_other_keys_are_accepted_at_the_value_of_the_model(family, keys, allowed):
+def test_redundant_key_is_accepted_only_with_its_default(family, keys, allowed):
     config = tiny_config_of(family)
     raw = write_config(config)
     if allowed:
@@ -417,8 +417,8 @@ def test_other_keys_are_accepted_at_the_value_of_the_model(family, keys, allowed
     ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("ignore", [(), ("quantization_config", "quantization")])
-def test_quantized_weights_are_named(key, settings, named, ignore):
-    """`--ignore-key` does not help: it would read numbers without their scales."""
+def test_unsupported_quantization_raises(key, settings, named, ignore):
+    """`--ignore-key` has no effect here: it would load numbers without their scales."""
     raw = write_config(CONFIGS["qwen3"]()) | {key: settings}
     with pytest.raises(ConfigError, match=rf"the weights are quantized by {named}, which .*, or a GGUF"):
         read_config(raw, "config.json", ignore)

@@ -30,7 +30,7 @@ def test_both_spellings_of_the_rope_base(spelling):
     assert read_config(raw, "config.json") == tiny_config("qwen3")
 
 
-BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq
         {"rope_type": "linear", "factor": 0},
         {"rope_type": "linear", "factor": 2.0, "truncate": True},
         {"rope_type": "yarn", "factor": 4.0, "low_freq_factor": 1.0},
-        BAND | {"high_freq_factor": 0.5},
-        {key: value for key, value in BAND.items() if key != "low_freq_factor"},
+        LLAMA3 | {"high_freq_factor": 0.5},
+        {key: value for key, value in LLAMA3.items() if key != "low_freq_factor"},
         {"rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0] * 6},
         {"rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0] * 5},
         {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": "12"},
@@ -54,13 +54,13 @@ BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq
     ],
     ids=str,
 )
-def test_rope_scaling_is_refused_not_dropped(scaling):
+def test_unsupported_rope_scaling_raises(scaling):
     with pytest.raises(ConfigError, match=r"rope scaling|Scaling|factor"):
         read_config(write_config(tiny_config("llama")) | {"rope_scaling": scaling}, "config.json")
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "why"),
+    ("path", "value", "message"),
     [
         ("rope.dim", 5, "rope dim must be even .* got 5"),
         ("rope.dim", 14, "rope dim must be at most head_dim 12, got 14"),
@@ -75,8 +75,8 @@ def test_rope_scaling_is_refused_not_dropped(scaling):
         ("qk_norm_over", "each", "'each' requires a qk_norm"),
     ],
 )
-def test_settings_of_no_known_model_are_refused(path, value, why):
-    with pytest.raises(ConfigError, match=why):
+def test_invalid_attention_settings_raise(path, value, message):
+    with pytest.raises(ConfigError, match=message):
         change(tiny_config("phi3"), f"layers.1.attention.{path}", value)
 
 
@@ -85,20 +85,20 @@ def test_yarn_needs_a_base_above_1():
         RopeConfig(1.0, scaling=YarnScaling(2.0, 16))
 
 
-def test_two_settings_that_differ_are_refused():
-    two = {"rope_scaling": BAND, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+def test_conflicting_rope_settings_raise():
+    conflicting = {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
     with pytest.raises(ConfigError, match="differ"):
-        read_config(write_config(tiny_config("llama")) | two, "config.json")
+        read_config(write_config(tiny_config("llama")) | conflicting, "config.json")
 
 
-HEAD = 12  # of the tiny llama
-PLAIN = {  # a llama without biases
+HEAD_DIM = 12  # of the tiny llama
+NO_BIASES = {  # a llama without biases
     f"layers.{i}.{path}": False for i in range(3) for path in ("attention.bias", "attention.out_bias", "mlp.bias")
 }
-SHORT, LONG = tuple(1 + 0.1 * i for i in range(HEAD // 2)), tuple(1.5 + 0.5 * i for i in range(HEAD // 2))
+SHORT, LONG = tuple(1 + 0.1 * i for i in range(HEAD_DIM // 2)), tuple(1.5 + 0.5 * i for i in range(HEAD_DIM // 2))
 SCALINGS = {
     "linear": LinearScaling(3.0),
-    "llama3": BandScaling(8.0, 1.0, 4.0, 30),  # of 6 pairs: kept, between, stretched
+    "llama3": BandScaling(8.0, 1.0, 4.0, 30),  # the 6 pairs include unchanged, interpolated and scaled ones
     "yarn": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2),
     "yarn, ends within pairs": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2, truncate=False),
     "longrope, short": LongScaling(SHORT, LONG, 40, 1.3),
@@ -107,8 +107,8 @@ SCALINGS = {
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-def test_scaled_positions_are_transformers(name, tmp_path):
-    """Saved, opened there: the same logits, for a text longer than the original context."""
+def test_rope_scaling_equals_transformers(name, tmp_path):
+    """transformers opens the saved model: same logits for a text longer than the original context."""
     model = tiny("llama", **{f"layers.{i}.attention.rope.scaling": SCALINGS[name] for i in range(3)})
     save_model(model, tmp_path / "ours")
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
@@ -145,17 +145,17 @@ def test_every_field_of_a_scaling_matters(name, field):
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
 
 
-FACTORS = {"rope_type": "longrope", "short_factor": list(SHORT), "long_factor": list(LONG)}
+LONGROPE = {"rope_type": "longrope", "short_factor": list(SHORT), "long_factor": list(LONG)}
 
 
 @pytest.mark.parametrize(
     "extra", [{}, {"factor": 9.0}, {"mscale": 0.7, "mscale_all_dim": 0.4}, {"mscale": 0.7}], ids=str
 )
-@pytest.mark.parametrize("settings", [{"rope_type": "yarn"}, FACTORS], ids=["yarn", "longrope"])
-def test_what_a_file_leaves_out_is_worked_out_as_there(settings, extra):
-    """The attention factor, and the factor: from how much longer the context is than the original one."""
-    if "mscale" in extra and settings is FACTORS:
-        pytest.skip("only yarn has them")
+@pytest.mark.parametrize("settings", [{"rope_type": "yarn"}, LONGROPE], ids=["yarn", "longrope"])
+def test_default_attention_factor_equals_transformers(settings, extra):
+    """A missing factor is the context length divided by the original one; the attention factor follows from it."""
+    if "mscale" in extra and settings is LONGROPE:
+        pytest.skip("only yarn has mscale")
     settings = settings | extra | {"original_max_position_embeddings": 16}
     raw = write_config(tiny_config("llama")) | {"rope_scaling": settings}
     rope = read_config(raw, "config.json").layers[0].attention.rope
@@ -164,36 +164,36 @@ def test_what_a_file_leaves_out_is_worked_out_as_there(settings, extra):
     for length in (16, 17):
         kind = settings["rope_type"]
         frequencies, factor = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[kind](theirs, None, seq_len=length)
-        cos, sin = rotation(rope, HEAD, torch.arange(length)[None])
+        cos, sin = rotation(rope, HEAD_DIM, torch.arange(length)[None])
         angles = torch.arange(length)[:, None] * frequencies
         assert_near(cos[0, :, 0], angles.cos() * factor, 1e-6)
         assert_near(sin[0, :, 0], angles.sin() * factor, 1e-6)
         assert (cos - cos / factor).abs().max() > 1e-2
 
 
-def test_a_part_of_a_head_turns():
+def test_partial_rotation_keeps_the_other_dimensions():
     x = torch.randn(1, 5, 3, 12, generator=torch.Generator().manual_seed(0))
-    turned = rotate(x, *rotation(RopeConfig(100.0, dim=8), 12, torch.arange(5)[None]))
-    assert torch.equal(turned[..., 8:], x[..., 8:])
-    assert torch.equal(turned[..., :8], rotate(x[..., :8], *rotation(RopeConfig(100.0), 8, torch.arange(5)[None])))
+    rotated = rotate(x, *rotation(RopeConfig(100.0, dim=8), 12, torch.arange(5)[None]))
+    assert torch.equal(rotated[..., 8:], x[..., 8:])
+    assert torch.equal(rotated[..., :8], rotate(x[..., :8], *rotation(RopeConfig(100.0), 8, torch.arange(5)[None])))
 
 
-def test_what_a_long_text_is_depends_on_each_text_alone():
-    """Rows of different lengths, and documents packed in one row, choose by their own length."""
+def test_long_factors_are_chosen_per_sequence():
+    """Sequences of a batch, and documents packed in one sequence, use the factors of their own length."""
     rope = RopeConfig(100.0, scaling=SCALINGS["longrope, short"])
-    at = torch.arange(50)[None]
-    long, short = rotation(rope, HEAD, at), rotation(rope, HEAD, at[:, :40])
-    both = rotation(rope, HEAD, torch.where(at < torch.tensor([[50], [40]]), at, -1))
-    assert torch.equal(both[0][0], long[0][0])
-    assert torch.equal(both[0][1, :40], short[0][0])
+    positions = torch.arange(50)[None]
+    long, short = rotation(rope, HEAD_DIM, positions), rotation(rope, HEAD_DIM, positions[:, :40])
+    batched = rotation(rope, HEAD_DIM, torch.where(positions < torch.tensor([[50], [40]]), positions, -1))
+    assert torch.equal(batched[0][0], long[0][0])
+    assert torch.equal(batched[0][1, :40], short[0][0])
     assert (long[0][:, 1:40] - short[0][:, 1:]).abs().max() > 0.1
     lengths = torch.tensor([50] * 50 + [40] * 40)[None]
-    packed = rotation(rope, HEAD, torch.cat([at, at[:, :40]], 1), lengths)
+    packed = rotation(rope, HEAD_DIM, torch.cat([positions, positions[:, :40]], 1), lengths)
     assert torch.equal(packed[0], torch.cat([long[0], short[0]], 1))
     assert math.isclose(packed[0].max().item(), 1.3, rel_tol=1e-6)
 
 
-def test_dynamic_scaling_is_transformers_up_to_the_context(tmp_path):
+def test_dynamic_scaling_equals_transformers_within_the_context(tmp_path):
     """It changes the angles of longer texts only, which are not processed."""
     save_model(tiny("llama"), tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
@@ -205,11 +205,11 @@ def test_dynamic_scaling_is_transformers_up_to_the_context(tmp_path):
         assert_near(run(model, ids), hf(ids).logits)
 
 
-def test_llama_with_partial_rotary_positions_is_transformers(tmp_path):
+def test_llama_with_partial_rotary_equals_phi3(tmp_path):
     """transformers has no such Llama, but Phi-3 is one with fused matrices."""
-    model = tiny("llama", **{f"layers.{i}.attention.rope.dim": 8 for i in range(3)}, **PLAIN)
+    model = tiny("llama", **{f"layers.{i}.attention.rope.dim": 8 for i in range(3)}, **NO_BIASES)
     save_model(model, tmp_path / "llama")
-    assert json.loads((tmp_path / "llama/config.json").read_text())["partial_rotary_factor"] == 8 / HEAD
+    assert json.loads((tmp_path / "llama/config.json").read_text())["partial_rotary_factor"] == 8 / HEAD_DIM
     assert load_decoder(tmp_path / "llama").config == model.config
     phi = Decoder(change(model.config, "family", "phi3"))
     phi.load_state_dict(model.state_dict())
@@ -218,4 +218,4 @@ def test_llama_with_partial_rotary_positions_is_transformers(tmp_path):
     ids = random_ids(model.config, 2, 40)
     with torch.no_grad():
         assert_near(run(load_decoder(tmp_path / "llama"), ids), hf(ids).logits)
-    assert (run(model, ids) - run(tiny("llama", **PLAIN), ids)).abs().max() > 0.1
+    assert (run(model, ids) - run(tiny("llama", **NO_BIASES), ids)).abs().max() > 0.1

@@ -17,27 +17,27 @@ LENGTH = 40  # longer than every window and every original context
 GREEDY = Sampling(temperature=0.0)
 
 
-def their_model(model, folder):
+def open_with_transformers(model, folder):
     save_model(model, folder)
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def greedy(model, prompts):
-    rows = [[] for _ in prompts]
+    sequences = [[] for _ in prompts]
     for event in decode(model, GenerationRequest(prompts, 48, GREEDY)):
-        rows[event.sequence].append(event.id)
-    return rows
+        sequences[event.sequence].append(event.id)
+    return sequences
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_greedy_tokens_equal_transformers(family, tmp_path):
     """48 tokens of two prompts: batched here, one at a time in transformers."""
     model = tiny(family, tied_head=False)  # a tied random head repeats one token
-    hf = their_model(model, tmp_path)
+    hf = open_with_transformers(model, tmp_path)
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 5)]
-    written = greedy(model, prompts)
-    assert len({*written[0], *written[1]}) > 3, "degenerate text"
-    for prompt, ours in zip(prompts, written, strict=True):
+    generated = greedy(model, prompts)
+    assert len({*generated[0], *generated[1]}) > 3, "degenerate text"
+    for prompt, ours in zip(prompts, generated, strict=True):
         out = hf.generate(
             torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0,
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import transformers
-from cases import CASES, HF_MADE, NAMES
+from cases import CASES, HF_CONFIGS, NAMES
+from hf_models import CaptureTap, hf_random, hf_run
 from safetensors.torch import load_file
-from theirs import Keep, hf_random, hf_run
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 from tiny_families import DECODERS
 
@@ -17,11 +17,11 @@ from glassformer.formats import load_decoder, save_model
 def assert_same_run(model, hf, ids):
     """Compare the logits and the residual stream after every block."""
     logits, blocks = hf_run(hf, ids)
-    keep = Keep(".resid_post")
-    assert_near(run(model, ids, tap=keep), logits)
-    assert len(blocks) == len(keep) == model.config.n_layers
+    captured = CaptureTap(".resid_post")
+    assert_near(run(model, ids, tap=captured), logits)
+    assert len(blocks) == len(captured) == model.config.n_layers
     for i, block in enumerate(blocks):
-        assert_near(keep[f"blocks.{i}.resid_post"], block)
+        assert_near(captured[f"blocks.{i}.resid_post"], block)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)
@@ -35,9 +35,9 @@ def test_transformers_opens_saved_model(family, changes, tmp_path):
     assert_same_run(model, hf, random_ids(model.config, 2, 40))
 
     hf.save_pretrained(tmp_path / "theirs")
-    again = load_decoder(tmp_path / "theirs")
-    assert again.config == model.config
-    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    reloaded = load_decoder(tmp_path / "theirs")
+    assert reloaded.config == model.config
+    ours, theirs = dict(model.named_parameters()), dict(reloaded.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
@@ -47,7 +47,7 @@ def test_transformers_opens_saved_model(family, changes, tmp_path):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_model_of_transformers_opens(family, tmp_path):
-    hf = hf_random(transformers.AutoModelForCausalLM.from_config(HF_MADE[family]()))
+    hf = hf_random(transformers.AutoModelForCausalLM.from_config(HF_CONFIGS[family]()))
     hf.save_pretrained(tmp_path)
     model = load_decoder(tmp_path)
     assert_same_run(model, hf, random_ids(model.config, 2, 40))
@@ -55,7 +55,7 @@ def test_model_of_transformers_opens(family, tmp_path):
 
 def test_gpt2_saved_without_its_head_opens(tmp_path):
     """GPT2Model's tensors have no `transformer.` prefix, as in the checkpoint that OpenAI's weights came in."""
-    hf = transformers.GPT2LMHeadModel(HF_MADE["gpt2"]())
+    hf = transformers.GPT2LMHeadModel(HF_CONFIGS["gpt2"]())
     hf.transformer.save_pretrained(tmp_path)
     ids = random_ids(tiny_config("gpt2", vocab_size=89), 2, 40)
     assert_near(run(load_decoder(tmp_path), ids), hf_run(hf, ids)[0])

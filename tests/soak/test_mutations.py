@@ -5,6 +5,7 @@ A module `mutated_*` in tests/ has the checks of some formats: CHECKS, name -> f
 """
 
 import mutated_data
+import mutated_models
 import mutated_runs
 import mutated_tokenizers
 import mutated_traces
@@ -14,6 +15,7 @@ from mutate import run_mutations
 CHECKS = {f"tokenizer-{name}": check for name, check in mutated_tokenizers.CHECKS.items()}
 CHECKS |= {f"run-{name}": check for name, check in mutated_runs.CHECKS.items()}
 CHECKS |= {f"data-{name}": check for name, check in mutated_data.CHECKS.items()}
+CHECKS |= {f"model-{name}": check for name, check in mutated_models.CHECKS.items()}
 CHECKS |= {f"trace-{name}": check for name, check in mutated_traces.CHECKS.items()}
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import randomise
 
 from glassformer.families.common.shape import Seq2SeqShape

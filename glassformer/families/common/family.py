@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
 AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of a complete model
 
 MISSING = object()
+MAX_NUMBER = 1e30
 MAX_SIZE, MAX_LAYERS = 1 << 62, 10_000  # a config holds one object per layer
 
 
@@ -76,8 +76,8 @@ class ConfigFields:
         return self._checked(name, default, allowed, lambda v: type(v) is int and minimum <= v <= most)
 
     def number(self, name: str, default: Any = MISSING) -> float:
-        """Return a number above 0."""
-        fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
+        """Return a number above 0, of which squares and products are finite."""
+        fits = lambda v: type(v) in (int, float) and 0 < v <= MAX_NUMBER  # noqa: E731
         return float(self._checked(name, default, "a number above 0", fits))
 
     def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:

@@ -3,7 +3,7 @@
     messages --template--> "<|user|>\\nHi <|end|> there<|end|>\\n" --> [user] "\\nHi <|end|> there" [end] "\\n"
                             ^^^^^^^^       ~~~~~~~     ^^^^^^^          ids of plain text between the special tokens
 
-A child process renders the template, within limits of time and memory, and tells which characters the template wrote
+A child process renders the template, within limits of time and memory, and reports which characters the template wrote
 (see `sandbox.py`, `render_worker.py`). The text of a special token becomes that token only if the template wrote all of
 it. The text between two special tokens is encoded as plain text, in one call, so the ids equal those of `transformers`
 if no message contains the text of a special token.
@@ -19,10 +19,9 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.text.chat.render_process import RENDERER, RenderedTemplate, RenderError
 from glassformer.text.chat.render_worker import ROLES
-from glassformer.text.special_tokens import SpecialTokenSplitter, token_text
+from glassformer.text.special_tokens import TOKEN_NAMES, SpecialTokenSplitter, entry_text
 from glassformer.text.tokenizer import Tokenizer
 
-TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one field under three names
 Message = Mapping[str, Any]
 
@@ -70,7 +69,7 @@ class ChatTemplate:
             token for token in backend.added_tokens if token.text in backend.special_tokens
         )
         self._tokens = {
-            key: text for key in TOKEN_NAMES if isinstance(text := token_text(tokenizer.config.get(key)), str)
+            key: text for key in TOKEN_NAMES if isinstance(text := entry_text(tokenizer.config.get(key)), str)
         }
 
     def render(self, messages: Sequence[Message], **fields: Any) -> str:
@@ -137,9 +136,9 @@ class ChatTemplate:
             raise self._error(error.problem, error.line) from error
 
     def _check_built(self, rendered: RenderedTemplate, messages: Sequence[Message], fields: Mapping[str, Any]) -> None:
-        """Raise for a special token that `transformers` would see, and that no text of a message spells out."""
-        strangers = {str(message.get("role")) for message in messages} - ROLES
-        if not strangers and not rendered.untracked:
+        """Raise TokenizerError for a special token that only `transformers` would find, and no message contains."""
+        unknown_roles = {str(message.get("role")) for message in messages} - ROLES
+        if not unknown_roles and not rendered.untracked:
             return
         text, own = rendered.text, bytearray(len(rendered.text))
         for start, end in rendered.regions:
@@ -148,11 +147,11 @@ class ChatTemplate:
         for start, end, token in self._split(text):
             name = text[start:end].strip()
             start = text.index(name, start)  # behind the white space that the token absorbs
-            foreign = [at for at in range(start, start + len(name)) if not own[at]]
-            if token is None or not foreign:
+            outside = [at for at in range(start, start + len(name)) if not own[at]]
+            if token is None or not outside:
                 continue
-            inner = text[foreign[0] : foreign[-1] + 1]
-            if inner in strangers and inner != name:
+            inner = text[outside[0] : outside[-1] + 1]
+            if inner in unknown_roles and inner != name:
                 known = ", ".join(sorted(ROLES))
                 raise self._error(
                     f"the role {inner!r} would make the special token {name!r}; allowed roles are {known}"

@@ -1,4 +1,4 @@
-"""Chat templates are rendered in child processes: no template can stall this process or fill its memory."""
+"""Render chat templates in child processes, so that no template can block this process or fill its memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from glassformer.text.chat.render_worker import HEAD, decode_json, encode_json, 
 CPU_SECONDS = 1.0  # processor time of one rendering
 MEMORY_BYTES = 256 << 20  # address space of a child process
 MAX_PROCESSES = 4  # renderings at the same time; others wait
-WALL_SECONDS = 20.0
-"""Time after which a child is ended even if it did not use its processor time: on a busy machine, or on Windows."""
+WALL_SECONDS = 20.0  # time of one rendering, also where processor time is not limited (Windows)
 
 _FAULT_LINE = re.compile(rb'File "<template>", line (\d+) in ')  # the last call first
 _TRACEBACK_LINE = re.compile(rb'File "<template>", line (\d+), in ')  # the last call last

@@ -1,11 +1,11 @@
-"""The child process that renders chat templates. It imports jinja2 and nothing else of weight.
+"""The child process that renders chat templates. Of the large packages it imports jinja2 only.
 
     parent -> child   a frame: 4-byte length, JSON {"source", "data", "tokens", "now"}
     child -> parent   a frame: JSON {"text", "regions", "untracked"}, or {"error", "line", "ended"}
 
-The operating system bounds each rendering: after a given processor time a signal ends the process, whatever it does,
-and its address space is limited. macOS does not limit the address space, and Windows neither of both: there, only the
-time limit of the parent holds. The child ends when its input ends, so it does not outlive the parent.
+The operating system bounds each rendering: a signal ends the process after a given processor time, whatever it does,
+and its address space is limited. macOS does not limit the address space, and Windows limits neither:
+there, only the parent's time limit applies. The child ends when its input ends, so it does not outlive the parent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from glassformer.text.chat.sandbox import FILE_NAME, Sandbox
 from glassformer.text.chat.tracked_text import TrackedText, template_text
 
 HEAD = struct.Struct("<I")
-MAX_TEMPLATES = 8  # compiled templates that are kept
+MAX_TEMPLATES = 8  # compiled templates that are cached
 MAX_OUTPUT = 1_000_000  # characters of output beyond four times the request, which bounds the work of the tokenizer
 
 ROLES = frozenset(
@@ -37,27 +37,31 @@ ROLES = frozenset(
 
 
 class _TimeLimitError(BaseException):
-    """The time is almost over. Not an Exception: Jinja handles those in some places."""
+    """The time limit is near. Not an Exception, because Jinja handles exceptions in some places."""
 
 
 def encode_json(value: Any) -> bytes:
+    """Return a value as JSON. Lone surrogates are preserved."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def decode_json(data: bytes) -> Any:
+    """Return the value of JSON that `encode_json` made."""
     return json.loads(data.decode("utf-8", "surrogatepass"))
 
 
 def too_slow(cpu_seconds: float) -> str:
+    """Return the message about a rendering that exceeds the time limit."""
     return f"stopped: it takes more than {cpu_seconds:g} s of processor time"
 
 
 def too_large(memory_bytes: int) -> str:
+    """Return the message about a rendering that exceeds the memory limit."""
     return f"stopped: it needs more than {memory_bytes >> 20} MB of memory"
 
 
 class Worker:
-    """Renders templates; keeps those it compiled last.
+    """Renders templates; caches those that were used last.
 
     cpu_seconds: processor time of one rendering
     memory_bytes: address space of the process
@@ -73,7 +77,7 @@ class Worker:
             _set_timers(self.cpu_seconds)
             return self._answer(frame)
         except _TimeLimitError as error:
-            _set_timers(0)  # to free the memory at the end of this block takes time, too
+            _set_timers(0)  # freeing the memory at the end of this block also takes time
             problem, line = too_slow(self.cpu_seconds), _line(error)
         except MemoryError as error:
             problem, line = too_large(self.memory_bytes), _line(error)
@@ -117,14 +121,14 @@ class Worker:
 
 
 def _set_timers(seconds: float) -> None:
-    """End the process after this processor time. A little earlier, raise _TimeLimitError, which is kinder; 0: never."""
+    """Raise _TimeLimitError after 0.8 of this processor time, and end the process after all of it; 0: no limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.8 * seconds)
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _raise_time_limit(*_: Any) -> None:
-    faulthandler.dump_traceback(all_threads=False)  # the lines, for the parent: the process may end before it answers
+    faulthandler.dump_traceback(all_threads=False)  # for the parent, if the process ends before it replies
     raise _TimeLimitError
 
 
@@ -133,7 +137,7 @@ def _line(error: BaseException) -> int | None:
     line, trace = None, error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if code.co_filename == FILE_NAME:  # some instructions have no line: take the last one before
+        if code.co_filename == FILE_NAME:  # an instruction without a line has that of the one before
             line = [number for start, _, number in code.co_lines() if start <= trace.tb_lasti and number][-1]
         trace = trace.tb_next
     return line

@@ -1,6 +1,6 @@
-"""The Jinja environment of chat templates: the settings of `transformers`, and text that knows its origin.
+"""The Jinja environment of chat templates: the settings of `transformers`, and text with a recorded origin.
 
-A template comes with a model and is untrusted code. Jinja's immutable sandbox keeps it from reaching Python's objects;
+A template comes with a model and is untrusted code. Jinja's immutable sandbox gives it no access to Python's objects;
 `render_worker.py` bounds its time and memory. Every literal of the template is `TrackedText`, so that the output tells
 which of its characters the template wrote.
 """
@@ -199,15 +199,15 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Formatter(jinja2.sandbox.SandboxedFormatter):
-    """`str.format` that keeps the origin of the text it combines."""
+    """`str.format` that preserves the origin of the text it combines."""
 
     def vformat(self, format_string: str, args: Any, kwargs: Any) -> Any:
         plain = super().vformat(format_string, args, kwargs)
-        whole = isinstance(format_string, TrackedText) and "0" not in format_string._origin
+        from_template = isinstance(format_string, TrackedText) and "0" not in format_string._origin
         pieces: list[str] = []
         number = 0
         for literal, field, spec, conversion in self.parse(format_string):
-            pieces.append(template_text(literal) if whole else literal)
+            pieces.append(template_text(literal) if from_template else literal)
             if field is None:
                 continue
             if not field or field[0] in ".[":
@@ -282,7 +282,7 @@ def _indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = Fal
     if not isinstance(s, TrackedText):
         return jinja2.filters.do_indent(s, width, first, blank)
     indent = width if isinstance(width, str) else " " * width
-    lines = (s + "\n").splitlines()  # Jinja keeps a line end at the end
+    lines = (s + "\n").splitlines()  # Jinja preserves a line end at the end
     lines = [*lines[:1], *(indent + line if line or blank else line for line in lines[1:])]
     text = message_text("\n").join(lines)
     return indent + text if first else text

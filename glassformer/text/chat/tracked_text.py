@@ -1,4 +1,4 @@
-"""Strings that know which of their characters a chat template wrote.
+"""Strings with a record of which characters a chat template wrote.
 
 A message must not forge a special token. The template's literals are therefore `TrackedText`, and the text of messages
 is plain `str`. Every operation of `TrackedText` carries the origin of each character to its result:

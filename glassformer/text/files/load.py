@@ -8,9 +8,9 @@ from typing import Any
 
 from glassformer.errors import TokenizerError
 from glassformer.json_file import parse_json, read_file
-from glassformer.text.files.config import added_tokens, read_config
 from glassformer.text.files.find import TARGET_VOCAB, find_tokenizer, read_text
 from glassformer.text.files.tiktoken import ENCODINGS, END, parse_tiktoken, tiktoken_json
+from glassformer.text.files.tokenizer_config import added_tokens, read_config
 from glassformer.text.files.vocab_files import (
     BERT_TOKENS,
     BYTE_LEVEL,
@@ -25,8 +25,8 @@ from glassformer.text.patterns import GPT2, QWEN2, byte_level
 from glassformer.text.sentencepiece.model_file import parse_sentencepiece
 from glassformer.text.sentencepiece.source_target import SPECIAL_TOKENS, SourceTargetTokenizer
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
-from glassformer.text.special_tokens import AddedToken, Vocabulary, token_entry, token_text
-from glassformer.text.tokenizer import CONFIG, TEMPLATE, Tokenizer, template_text
+from glassformer.text.special_tokens import AddedToken, Vocabulary, entry_text, token_entry
+from glassformer.text.tokenizer import CONFIG, TEMPLATE, Tokenizer, joined_templates
 
 # Class names of `transformers`: in older folders only `tokenizer_class` says how a vocabulary is used.
 ROBERTA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"}
@@ -41,7 +41,6 @@ BPE_CLASSES: dict[str, dict[str, str]] = {
 SHIFTED_CLASSES = ("XLMRobertaTokenizer", "CamembertTokenizer")  # their ids are not those of the SentencePiece model
 WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 
-Paths = tuple[Path, ...]
 Config = Mapping[str, Any]
 
 
@@ -65,7 +64,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     config, n_rows = read_config(folder)
     template = read_text(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
     try:
-        source = Source(files.paths, config, template_text(config, template), n_rows)
+        source = Source(files.paths, config, joined_templates(config, template), n_rows)
         backend, defaults = LOADERS[files.format](source)
         return Tokenizer(backend, defaults | config, chat_template=template)
     except TokenizerError as error:
@@ -75,7 +74,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Source:
-    """What a loader reads: the files of the vocabulary, the config, the chat template, and the model's vocab_size."""
+    """The input of a loader: the files of the vocabulary, the config, the chat template, and the model's vocab_size."""
 
     paths: tuple[Path, ...]
     config: dict[str, Any]
@@ -149,7 +148,7 @@ def _load_source_target(source: Source) -> tuple[TokenizerBackend, dict[str, Any
         raise TokenizerError(f"separate_vocabs is {str(separate).lower()} in {CONFIG}, but {target_vocab} {state}")
     if separate:
         paths = (*paths, target_vocab)
-    names = {key: token_text(config.get(key)) or name for key, name in SPECIAL_TOKENS.items()}
+    names = {key: entry_text(config.get(key)) or name for key, name in SPECIAL_TOKENS.items()}
     data = tuple(read_file(path, error_type=TokenizerError) for path in paths)
     vocab = parse_json(data[2], paths[2], Vocabulary, error_type=TokenizerError)
     return SourceTargetTokenizer(data, names, source.added_tokens(vocab)), {}
@@ -190,7 +189,7 @@ def _load_bpe(source: Source) -> tuple[TokenizerBackend, dict[str, Any]]:
         parts |= {"pre_tokenizer": byte_level(QWEN2, prefix_space=prefix_space), "normalizer": {"type": "NFC"}}
     if is_roberta:
         ids = vocab | {token.text: token.id for token in added}
-        names = {key: token_text({**defaults, **config}.get(key)) for key in ("sep_token", "cls_token")}
+        names = {key: entry_text({**defaults, **config}.get(key)) for key in ("sep_token", "cls_token")}
         if missing := [key for key, name in names.items() if name not in ids]:
             raise TokenizerError(f"{kind} needs a {missing[0]}, but {names[missing[0]]!r} is not in the vocabulary")
         sep, cls = names["sep_token"], names["cls_token"]
@@ -211,7 +210,7 @@ def _load_wordpiece(source: Source) -> tuple[TokenizerBackend, dict[str, Any]]:
     if kind not in WORDPIECE_CLASSES:
         known = ", ".join(WORDPIECE_CLASSES)
         raise TokenizerError(f"tokenizer_class {kind} is unknown for vocab.txt; known: {known}")
-    names = {key: token_text(config.get(key)) or name for key, name in BERT_TOKENS.items()}
+    names = {key: entry_text(config.get(key)) or name for key, name in BERT_TOKENS.items()}
     vocab = parse_vocab_txt(read_text(source.paths[0]))
     lowercase, split_chinese = config.get("do_lower_case"), config.get("tokenize_chinese_chars")
     contents = wordpiece_json(

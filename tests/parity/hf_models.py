@@ -33,8 +33,8 @@ def hf_random(hf, seed=3):
     return hf.eval()
 
 
-class Keep(dict):
-    """A tap that stores the values whose names end in `end`."""
+class CaptureTap(dict):
+    """A tap that stores the values of the tap points whose names end in `end`."""
 
     def __init__(self, end):
         super().__init__()

@@ -14,10 +14,9 @@ from typing_extensions import TypedDict
 
 from glassformer.errors import TokenizerError
 from glassformer.json_file import check_schema, read_json
-from glassformer.text.special_tokens import MAX_ID, AddedToken, Vocabulary, token_text
+from glassformer.text.special_tokens import MAX_ID, TOKEN_NAMES, AddedToken, Vocabulary, entry_text
 from glassformer.text.tokenizer import CONFIG
 
-TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
 CLASS_OF_MODEL_TYPE = {"bart": "BartTokenizer", "roberta": "RobertaTokenizer", "t5": "T5Tokenizer"}
 MAX_SENTINELS = 10_000
@@ -35,6 +34,8 @@ class TokenEntry(TypedDict, total=False):
 
 
 class NamedTemplate(TypedDict):
+    """One of several chat templates."""
+
     name: str
     template: str
 
@@ -89,7 +90,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], int | None]:
         config["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
     if "added_tokens_decoder" not in config:  # transformers reads the older files only without this key
         config |= _read(folder / "special_tokens_map.json", TokenRoles)
-        special = {token_text(token) for token in _named_tokens(config)}
+        special = {entry_text(token) for token in _named_tokens(config)}
         config["added_tokens_decoder"] = {
             str(index): {"content": text, "special": text in special, "normalized": text not in special}
             for text, index in _read(folder / "added_tokens.json", Vocabulary).items()
@@ -119,7 +120,7 @@ def _named_tokens(config: Mapping[str, Any]) -> list[Token]:
     for key in TOKEN_LISTS:
         entry = config.get(key) or []
         tokens += entry.values() if isinstance(entry, dict) else entry
-    return [token for token in tokens if isinstance(token_text(token), str) and token_text(token)]
+    return [token for token in tokens if isinstance(entry_text(token), str) and entry_text(token)]
 
 
 def added_tokens(
@@ -147,7 +148,7 @@ def added_tokens(
     known_tokens = {token.text: token for token in known}
     next_id = max([*vocab.values(), *(token.id for token in found.values())], default=-1) + 1
     for entry in _named_tokens(config):
-        text = token_text(entry)
+        text = entry_text(entry)
         token = found.get(text) or known_tokens.get(text)
         if token is None:
             index = vocab.get(text, next_id)
