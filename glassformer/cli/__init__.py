@@ -19,7 +19,7 @@ from glassformer.errors import GlassformerError
 HELP = """Glassformer: train, run, serve and inspect Transformer language models.
 
 MODEL is a model folder or file (GGUF, safetensors), a run folder (its best checkpoint), `owner/name[@revision]` on the
-Hugging Face hub, `stories`, the small model that ships with the package, or `smollm2`, a small chat model (an extra).
+Hugging Face hub, or `stories`, the small model that ships with the package.
 """
 
 VERBS = {
