@@ -98,5 +98,5 @@ def test_recorded_config_round_trips_and_each_wrong_field_raises_config_error(ta
 
 
 def test_replace_checks_again():
-    with pytest.raises(ConfigError, match="batch must be at least 1, got 0"):
-        replace(TrainConfig(), batch=0)
+    with pytest.raises(ConfigError, match="batch must be at least 0, got -1"):
+        replace(TrainConfig(), batch=-1)
