@@ -56,8 +56,8 @@ def replacing_folder(folder: Path, stale: Collection[str]) -> Iterator[Path]:
     """Yield a folder for new files; on success it takes the place of `folder` in one step.
 
     Readers, also after a kill, see all of the old folder or all of the new one. Other files and folders of the old
-    folder are kept, except those that match a pattern of `stale`. A folder that cannot be exchanged, because it is a
-    mount point, contains the current folder, or its parent is not writable, is yielded itself.
+    folder are preserved, except those that match a pattern of `stale`. A folder that cannot be exchanged, because it is
+    a mount point, contains the current folder, or its parent is not writable, is yielded itself.
 
     Raises:
         CheckpointError: The folder cannot be written.

@@ -1,5 +1,15 @@
 """The errors that Glassformer raises for invalid input."""
 
+from collections.abc import Sequence
+
+MAX_LISTED = 20  # items named in one message
+
+
+def shortened(items: Sequence[str], separator: str = ", ", limit: int = MAX_LISTED) -> str:
+    """Return the first items of a list for a message, and the number of the others: "a, b, and 3 more"."""
+    rest = len(items) - limit
+    return separator.join([*items[:limit], *([f"and {rest:,} more"] if rest > 0 else [])])
+
 
 class GlassformerError(Exception):
     """Base class of Glassformer's errors. A message names the problem, the value given and the allowed values."""

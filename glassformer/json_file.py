@@ -7,15 +7,20 @@ import re
 import stat
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from glassformer.errors import CheckpointError, GlassformerError
+from annotated_types import Interval
+
+from glassformer.errors import CheckpointError, GlassformerError, shortened
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MAX_BYTES = 128 << 20  # the largest published tokenizer.json is 40 MB
 MAX_DEPTH = 100  # published files nest 10 deep
+
+Count = Annotated[int, Interval(ge=0, lt=1 << 60)]
+"""The schema of a number of things: a whole number that fits a 64-bit integer, with room for sums."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
@@ -117,9 +122,8 @@ def check_schema(
         return _adapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
-        shown = "; ".join(f"{_field(p['loc'])}{p['msg'][:1].lower()}{p['msg'][1:]}" for p in problems[:3])
-        more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
-        raise error_type(f"{source}: {shown}{more}") from error
+        messages = [f"{_field(p['loc'])}{p['msg'][:1].lower()}{p['msg'][1:]}" for p in problems]
+        raise error_type(f"{source}: {shortened(messages, '; ', 3)}") from error
 
 
 @cache
@@ -136,7 +140,7 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 
 def _nests_deeper(value: object, limit: int) -> bool:
-    """Whether lists and objects nest more than `limit` levels, found without recursion."""
+    """Return whether lists and objects nest more than `limit` levels, found without recursion."""
     level = [value]
     for _ in range(limit + 1):
         level = [

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from generate.writers import make_tokenizer
-from tiny import pair_config, randomise, tiny, wake
+from generate.scripted import make_tokenizer
+from tiny import encoder_decoder_config, randomise, randomise_sharp, tiny
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_families import DECODERS
-from tiny_translators import CONFIGS as PAIRS
+from tiny_translators import CONFIGS as SEQ2SEQ_CONFIGS
 
 from glassformer.config import RecurrentConfig
 from glassformer.models.embedder import Embedder
@@ -20,7 +20,7 @@ TEXT, OTHER, SOURCE = "the cat sat", "the cat ran", "a dog ate"
 ATTENTION = {"no attention": None, "additive": "additive", "dot": "dot", "general": "general"}
 KINDS = {
     "decoders": DECODERS,
-    "encoder-decoders": ("pair", *PAIRS),
+    "encoder-decoders": ("pair", *SEQ2SEQ_CONFIGS),
     "recurrent encoder-decoders": tuple(ATTENTION),
     "encoders": tuple(ENCODERS),
 }
@@ -32,7 +32,7 @@ def translator(config):
     size = tokenizer.vocab_size
     family = "pair" if config.family == "tiny" else config.family
     config = replace(config, family=family, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
-    return Translator(wake(EncoderDecoder(config)), tokenizer)
+    return Translator(randomise_sharp(EncoderDecoder(config)), tokenizer)
 
 
 def subject(kind, family):
@@ -42,9 +42,9 @@ def subject(kind, family):
     if kind == "decoders":
         model = LanguageModel(tiny(family, vocab_size=size), tokenizer)
     elif kind == "encoders":
-        model = Embedder(wake(TextEncoder(replace(ENCODERS[family], vocab_size=size))), tokenizer)
+        model = Embedder(randomise_sharp(TextEncoder(replace(ENCODERS[family], vocab_size=size))), tokenizer)
     elif kind == "encoder-decoders":
-        model = translator(pair_config("pre") if family == "pair" else PAIRS[family]())
+        model = translator(encoder_decoder_config("pre") if family == "pair" else SEQ2SEQ_CONFIGS[family]())
     else:
         config = RecurrentConfig(size, size, 10, 12, attention=ATTENTION[family])
         model = Translator(randomise(RecurrentEncoderDecoder(config)), tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from mutate import mutate_bytes, mutate_json_file
-from tiny import randomise, tiny, tiny_config, tiny_pair
+from tiny import randomise, tiny, tiny_config, tiny_encoder_decoder
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import embedder, tiny_encoder
 from tiny_gguf import gguf_model
@@ -61,7 +61,7 @@ def model_of(family: str) -> torch.nn.Module:
         return tiny_encoder(family)
     if family == "recurrent":
         return randomise(RecurrentEncoderDecoder(RecurrentConfig(11, 13, 10, 12, 2, attention="additive")))
-    return tiny_pair("separate") if family == "pair" else tiny(family)
+    return tiny_encoder_decoder("separate") if family == "pair" else tiny(family)
 
 
 @cache

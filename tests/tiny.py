@@ -24,7 +24,11 @@ from glassformer.nn.model import Decoder, EncoderDecoder, Stack
 from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.step import Step
 
-FAMILIES = ("qwen3", "llama", "gpt2")  # the families that can be trained here; tests of every kind of model use them
+FAMILIES = (
+    "qwen3",
+    "llama",
+    "gpt2",
+)  # the families that `train` offers, for tests that need not run all
 TOLERANCE = 1e-5  # of the largest logit
 
 
@@ -38,14 +42,14 @@ def tiny_config(family: str, **changes) -> ModelConfig:
 
 def tiny(family: str, seed: int = 0, **changes) -> Decoder:
     """`tiny("qwen3")`, or with changes: `tiny("qwen3", **{"layers.1.attention.window": 3})`."""
-    return wake(Decoder(tiny_config(family, **changes)), seed)
+    return randomise_sharp(Decoder(tiny_config(family, **changes)), seed)
 
 
-PAIRS = ("post", "pre", "separate", "rms")
+ENCODER_DECODERS = ("post", "pre", "separate", "rms")
 
 
-def pair_config(name: str, **changes) -> ModelConfig:
-    """Encoder-decoders: the paper's ("post"), pre-norm with final norms ("pre"), and two with everything else set.
+def encoder_decoder_config(name: str, **changes) -> ModelConfig:
+    """Return the configuration of an encoder-decoder: the paper's ("post"), pre-norm ("pre"), or one of two others.
 
     "separate": two vocabularies and tables, learned positions, another number of encoder layers, an untied head.
     "rms": RMSNorm, no biases, the unscaled product, grouped queries, rotary positions, gated feed-forward layers.
@@ -59,26 +63,26 @@ def pair_config(name: str, **changes) -> ModelConfig:
     norm_at, final = (("post",), None) if name == "post" else (("pre",), norm)
     shared, scale = name in ("post", "pre"), 1.0 if name == "rms" else 2.5
     cross = replace(attention, causal=False)
-    mine = LayerConfig(replace(attention, rope=rope), mlp, norm, norm_at, cross)
-    its = LayerConfig(replace(cross, rope=rope), mlp, norm, norm_at)
+    decoder_layer = LayerConfig(replace(attention, rope=rope), mlp, norm, norm_at, cross)
+    encoder_layer = LayerConfig(replace(cross, rope=rope), mlp, norm, norm_at)
     source_vocab, layers = (97, 2) if shared else (83, 3)
-    encoder = EncoderConfig(source_vocab, 48, 64, (its,) * layers, final, positions, scale)
+    encoder = EncoderConfig(source_vocab, 48, 64, (encoder_layer,) * layers, final, positions, scale)
     config = ModelConfig(
-        "tiny", 97, 48, 64, (mine,) * 2, final, positions, tied_head=shared, embed_scale=scale, encoder=encoder,
-        shared_embedding=shared,
+        "tiny", 97, 48, 64, (decoder_layer,) * 2, final, positions, tied_head=shared, embed_scale=scale,
+        encoder=encoder, shared_embedding=shared,
     )  # fmt: skip
     for path, value in changes.items():
         config = change(config, path, value)
     return config
 
 
-def tiny_pair(name: str, seed: int = 0, **changes) -> EncoderDecoder:
-    """Return an encoder-decoder, `tiny_pair("post")`, with random weights and sharp attention."""
-    return wake(EncoderDecoder(pair_config(name, **changes)), seed)
+def tiny_encoder_decoder(name: str, seed: int = 0, **changes) -> EncoderDecoder:
+    """Return an encoder-decoder, `tiny_encoder_decoder("post")`, with random weights and sharp attention."""
+    return randomise_sharp(EncoderDecoder(encoder_decoder_config(name, **changes)), seed)
 
 
 @torch.no_grad()
-def read(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> EncodedSource:
+def encode_source(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> EncodedSource:
     """Return the encoder's output."""
     return model.encode(sources, Step.of(sources, lengths, **step))
 
@@ -98,50 +102,54 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def wake(model: Stack, seed: int = 0) -> Any:
+def randomise_sharp(model: Stack, seed: int = 0) -> Any:
     """Draw random weights, then scale the queries until attention is far from uniform, but not one-hot.
 
     Scales self-attention of a decoder, of an encoder, and cross-attention separately.
     """
     randomise(model, seed)
-    own = "own" if model.config.layers[0].attention.causal else "encoder"
-    kinds: dict[str, list[Attention]] = {own: [block.attn for block in model.blocks]}
+    self_kind = "own" if model.config.layers[0].attention.causal else "encoder"
+    kinds: dict[str, list[Attention]] = {self_kind: [block.attn for block in model.blocks]}
     if isinstance(model, EncoderDecoder):
         kinds = {"encoder": [block.attn for block in model.encoder.blocks], **kinds}
         kinds["cross"] = [block.cross for block in model.blocks]
     for _ in range(40):
-        found = sharpness(model)
-        if max(found.values()) < 0.45:
+        entropies = sharpness(model)
+        if max(entropies.values()) < 0.45:
             break
-        for attention in (attention for kind, those in kinds.items() if found[kind] >= 0.45 for attention in those):
+        for attention in (
+            attention for kind, modules in kinds.items() if entropies[kind] >= 0.45 for attention in modules
+        ):
             norm = getattr(attention, "q_norm", torch.nn.Identity())  # latent attention has none
             query = attention.q if isinstance(norm, torch.nn.Identity) else norm
             for p in query.parameters():
                 p.mul_(1.2)
-    found = sharpness(model)
-    assert found.keys() == kinds.keys()
-    assert all(0.1 < value < 0.5 for value in found.values()), f"attention is nearly uniform or one-hot: {found}"
+    entropies = sharpness(model)
+    assert entropies.keys() == kinds.keys()
+    assert all(0.1 < value < 0.5 for value in entropies.values()), (
+        f"attention is nearly uniform or one-hot: {entropies}"
+    )
     return model
 
 
 @torch.no_grad()
 def sharpness(model: Stack) -> dict[str, float]:
     """Return the mean entropy of each kind of attention; 1 is uniform."""
-    seen = {}
+    entropies = {}
 
     def attend(spec, q, kv, view, bias=None, sinks=None):
         z, _, probs = attend_reference(spec, q, kv, view, bias, sinks)
         n_visible = view.visible().sum(-1)[:, None].expand(-1, 1, q.shape[1])  # [B, 1, T]
         entropy = torch.special.entr(probs).sum(-1) / n_visible.clamp(min=2).log()
         kind = "cross" if spec.source else "own" if spec.causal else "encoder"
-        seen.setdefault(kind, []).append(entropy[(n_visible > 1).expand_as(entropy)])
+        entropies.setdefault(kind, []).append(entropy[(n_visible > 1).expand_as(entropy)])
         return z
 
     ids, source = random_ids(model.config, 2, 24), None
     if isinstance(model, EncoderDecoder):
-        source = read(model, random_ids(model.encoder.config, 2, 24, seed=5), attend=attend)
+        source = encode_source(model, random_ids(model.encoder.config, 2, 24, seed=5), attend=attend)
     model(ids, Step.of(ids, attend=attend, source=source))
-    return {kind: torch.cat(values).mean().item() for kind, values in seen.items()}
+    return {kind: torch.cat(values).mean().item() for kind, values in entropies.items()}
 
 
 def by_definition(*args):
@@ -173,10 +181,10 @@ def run_cached(model, ids: torch.Tensor, chunks, cache: DenseCache, **step) -> t
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     """|actual - expected| <= tolerance * max |expected|, everywhere; and no NaN."""
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    off, size = (actual.double() - expected.double()).abs().max().item(), expected.abs().max().item()
-    assert off <= tolerance * size, f"off by {off:.2e}, which is {off / size:.2e} of {size:.2e}"
+    error, size = (actual.double() - expected.double()).abs().max().item(), expected.abs().max().item()
+    assert error <= tolerance * size, f"off by {error:.2e}, which is {error / size:.2e} of {size:.2e}"
 
 
-def moved(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_change(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """max |actual - expected| / max |expected|."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()

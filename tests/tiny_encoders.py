@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import torch
-from tiny import wake
+from tiny import randomise_sharp
 
 from glassformer.config import (
     AttentionConfig,
@@ -17,7 +17,7 @@ from glassformer.config import (
 )
 from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 from glassformer.nn.step import Step
 from glassformer.text.files.vocab_files import BYTE_LEVEL, bpe_model, tokenizer_json, wordpiece_json
 from glassformer.text.patterns import GPT2, byte_alphabet, byte_level
@@ -52,7 +52,7 @@ def tiny_encoder(family, seed=0, **changes):
     config = CONFIGS[family]
     for path, value in changes.items():
         config = change(config, path, value)
-    return wake(TextEncoder(config), seed)
+    return randomise_sharp(TextEncoder(config), seed)
 
 
 def some_ids(config, batch, length, seed=1):
@@ -148,4 +148,6 @@ def embedder(family, sentence=None, **changes):
         config = replace(config, head=replace(config.head, activation="gelu"))
     if config.position_offset:
         config = replace(config, position_offset=2)  # <pad> has id 1 in the tokenizer
-    return Embedder(wake(TextEncoder(config)), words, None if sentence is None else Sentence(sentence))
+    return Embedder(
+        randomise_sharp(TextEncoder(config)), words, None if sentence is None else SentencePooling(sentence)
+    )

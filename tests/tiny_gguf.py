@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from tiny import tiny_config, wake
+from tiny import randomise_sharp, tiny_config
 from tiny_families import DECODERS
 
 from glassformer.config import (
@@ -129,4 +129,4 @@ def gguf_config(family: str, **changes) -> ModelConfig:
 
 def gguf_model(family: str, seed: int = 0, **changes) -> Decoder:
     """Return the model of `gguf_config` with random weights and non-uniform attention."""
-    return wake(Decoder(gguf_config(family, **changes)), seed)
+    return randomise_sharp(Decoder(gguf_config(family, **changes)), seed)

@@ -21,13 +21,13 @@ def bart() -> ModelConfig:
     attention = AttentionConfig(4, 4, 12, bias=True, out_bias=True)
     wide = AttentionConfig(3, 3, 16, bias=True, out_bias=True, causal=False)
     mlp = MLPConfig(72, "gelu", gated=False, bias=True)
-    reading = LayerConfig(wide, replace(mlp, d_ff=56), LAYER, ("post",))
-    writing = LayerConfig(attention, mlp, LAYER, ("post",), replace(attention, causal=False))
-    more = {"positions": "learned", "embed_scale": D**0.5, "embed_norm": LAYER, "position_offset": 2}
-    encoder = EncoderConfig(V, D, T, (reading,) * 3, None, **more)
+    encoder_layer = LayerConfig(wide, replace(mlp, d_ff=56), LAYER, ("post",))
+    decoder_layer = LayerConfig(attention, mlp, LAYER, ("post",), replace(attention, causal=False))
+    embedding = {"positions": "learned", "embed_scale": D**0.5, "embed_norm": LAYER, "position_offset": 2}
+    encoder = EncoderConfig(V, D, T, (encoder_layer,) * 3, None, **embedding)
     return ModelConfig(
-        "bart", V, D, T, (writing,) * 2, None, tied_head=True, head_bias=True, encoder=encoder, shared_embedding=True,
-        **more,
+        "bart", V, D, T, (decoder_layer,) * 2, None, tied_head=True, head_bias=True, encoder=encoder,
+        shared_embedding=True, **embedding,
     )  # fmt: skip
 
 
@@ -39,26 +39,26 @@ def marian() -> ModelConfig:
 
 def t5() -> ModelConfig:
     norm, relative = NormConfig("rms", 1e-2), RelativeConfig(16, 24)
-    seeing = AttentionConfig(3, 3, 12, scale=1.0, causal=False)
-    reading = LayerConfig(seeing, MLPConfig(72, "relu", gated=False), norm)
-    writing = replace(reading, attention=replace(seeing, causal=True), cross=seeing)
-    encoder = EncoderConfig(V, D, T, (reading,) * 3, norm, relative=relative)
+    attention = AttentionConfig(3, 3, 12, scale=1.0, causal=False)
+    encoder_layer = LayerConfig(attention, MLPConfig(72, "relu", gated=False), norm)
+    decoder_layer = replace(encoder_layer, attention=replace(attention, causal=True), cross=attention)
+    encoder = EncoderConfig(V, D, T, (encoder_layer,) * 3, norm, relative=relative)
     return ModelConfig(
-        "t5", V, D, T, (writing,) * 2, norm, tied_head=True, relative=relative, head_scale=D**-0.5, encoder=encoder,
-        shared_embedding=True,
+        "t5", V, D, T, (decoder_layer,) * 2, norm, tied_head=True, relative=relative, head_scale=D**-0.5,
+        encoder=encoder, shared_embedding=True,
     )  # fmt: skip
 
 
 def flan() -> ModelConfig:
     """T5 1.1: gated feed-forward layers and an untied head."""
     config, mlp = t5(), MLPConfig(72, "gelu_tanh")
-    reading, writing = (
+    encoder_layer, decoder_layer = (
         tuple(replace(layer, mlp=mlp) for layer in layers) for layers in (config.encoder.layers, config.layers)
     )
-    encoder = replace(config.encoder, layers=reading)
-    return replace(config, layers=writing, encoder=encoder, tied_head=False, head_scale=1.0)
+    encoder = replace(config.encoder, layers=encoder_layer)
+    return replace(config, layers=decoder_layer, encoder=encoder, tied_head=False, head_scale=1.0)
 
 
-EVERY = (bart, marian, t5, flan)
-CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
-PAIR_FAMILIES = tuple(CONFIGS)
+FAMILIES = (bart, marian, t5, flan)
+CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in FAMILIES}
+SEQ2SEQ_FAMILIES = tuple(CONFIGS)

@@ -172,13 +172,15 @@ def progress(*, quiet: bool = False) -> Iterator[Advance]:
 
 
 def plain_progress(every: float = 2.0) -> Advance:
-    """Return a callback that prints a progress line every `every` seconds."""
-    last = time.monotonic()
+    """Return a callback that prints a progress line every `every` seconds, counted from its first call."""
+    last: float | None = None
 
     def advance(done: int, total: int | None, label: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
+        now = time.monotonic()
+        last = now if last is None else last
+        if now - last >= every:
+            last = now
             say(f"{label}: {100 * done / total:.0f}%" if total else f"{label}: {done:,}")
 
     return advance

@@ -43,7 +43,7 @@ def convert(
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
-        Replace an existing file, or the model in an existing folder; its other files are kept.
+        Replace an existing file, or the model in an existing folder; its other files are preserved.
     offline
         Do not use the network.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 
@@ -18,7 +17,7 @@ from glassformer.cli.common import (
     progress,
     say,
 )
-from glassformer.errors import CheckpointError, DataError, RequestError
+from glassformer.errors import DataError, RequestError
 from glassformer.training.data.read_options import DEFAULT_READ
 
 
@@ -88,10 +87,6 @@ def evaluate(
             progress=lambda tokens: advance(min(tokens, total), total, "evaluating"),
         )
         seconds = time.perf_counter() - start
-    if not math.isfinite(found.loss):
-        raise CheckpointError(
-            f"{lm.path}: the loss is {found.loss}: the weights are damaged, or too large for their dtype"
-        )
     facts = {
         "model": lm.path,
         "loss": found.loss,
@@ -113,6 +108,6 @@ def evaluate(
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
     out.print(f"loss {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}{bits}")
     if found.unknown:
-        share = f"{found.unknown:,} tokens ({found.unknown / found.tokens:.2%})"
+        share = f"{found.unknown:,} tokens ({found.unknown_share:.2%})"
         say(f"{share} are unknown to the tokenizer: their text is not predicted, so there are no bits per byte")
     out.print(f"{found.tokens:,} tokens in {seconds:.1f} s, {found.tokens / seconds:,.0f} tokens/s", style="dim")

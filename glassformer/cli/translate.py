@@ -51,7 +51,7 @@ def translate(
     length_penalty
         With a beam: 0 ranks by probability alone, which favours short texts; larger values favour long ones.
     special
-        Parse control tokens in the text (<mask>, <extra_id_0>), and show generated ones.
+        Parse control tokens in the text (`<mask>`, `<extra_id_0>`), and show generated ones.
     align
         Show each generated token's attention to the source, the mean over layers and heads.
     json

@@ -8,7 +8,7 @@ from glassformer.config.mlp import Activation, MLPConfig
 from glassformer.config.model import EncoderConfig, ModelConfig, Positions
 from glassformer.config.moe import MoEConfig
 from glassformer.config.norm import NormConfig
-from glassformer.config.pooling import DenseConfig, Pool, PoolingConfig, Similarity, Squash
+from glassformer.config.pooling import DenseActivation, DenseConfig, Pool, PoolingConfig, Similarity
 from glassformer.config.recurrent import RecurrentConfig
 from glassformer.config.rope import RopeConfig
 from glassformer.config.rope_scaling import BandScaling, LinearScaling, LongScaling, Scaling, YarnScaling
@@ -18,6 +18,7 @@ __all__ = [
     "Activation",
     "AttentionConfig",
     "BandScaling",
+    "DenseActivation",
     "DenseConfig",
     "EncoderConfig",
     "LatentConfig",
@@ -37,7 +38,6 @@ __all__ = [
     "RopeConfig",
     "Scaling",
     "Similarity",
-    "Squash",
     "TextEncoderConfig",
     "YarnScaling",
     "as_dict",

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from glassformer.config.checks import require
 
 Pool = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-Squash = Literal["tanh", "identity", "relu", "gelu", "sigmoid", "silu"]
+DenseActivation = Literal["tanh", "identity", "relu", "gelu", "sigmoid", "silu"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 
@@ -20,12 +20,12 @@ class DenseConfig:
     d_in: int
     d_out: int
     bias: bool = True
-    activation: Squash = "tanh"
+    activation: DenseActivation = "tanh"
     residual: bool = False
 
     def __post_init__(self):
         require(self.d_in >= 1 and self.d_out >= 1, f"sizes must be at least 1, got {self.d_in} and {self.d_out}")
-        known = get_args(Squash)
+        known = get_args(DenseActivation)
         require(self.activation in known, f"activation must be one of {', '.join(known)}, got {self.activation!r}")
 
 

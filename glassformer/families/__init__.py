@@ -73,7 +73,7 @@ def find_family(name: object, raw: Mapping[str, Any] = MappingProxyType({})) -> 
 
 
 def nearest_family(raw: Mapping[str, Any]) -> Family | None:
-    """Return the family of the stated architecture, or the one that would write most nearly the keys of a config.json.
+    """Return the family of the stated architecture, or the one whose own config.json has the most similar keys.
 
     None: no family can read it.
     """

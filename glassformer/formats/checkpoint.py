@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, shortened
 from glassformer.families import FAMILIES, Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
 from glassformer.families.common.original import OriginalFormat, detect_linear_layout
@@ -26,11 +26,10 @@ from glassformer.formats.pickled import read_pickle
 from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json, rename_tensors
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder
 from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, shard_names, weight_files
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 from glassformer.text.tokenizer import Tokenizer
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
-MAX_MESSAGES = 20  # problems listed in one error
 MAX_UNCHECKED = 1000  # experts that a config may describe without the weights to match
 
 
@@ -97,7 +96,7 @@ class Checkpoint:
         """Return the generation settings of an encoder-decoder; empty for our own formats, which need none."""
         return {} if self.family.rules is None else read_generation_config(self.model_path, self.metadata)
 
-    def pooling(self) -> Sentence:
+    def pooling(self) -> SentencePooling:
         """Load the module that turns an encoder's states into one vector; the mean if the checkpoint names none."""
         if self.metadata:
             from glassformer.formats.gguf.pooling import pooling_from_gguf
@@ -144,9 +143,9 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
 def _check_files(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if unreadable := [name for name in missing if os.path.lexists(name)]:
-        raise CheckpointError(f"{', '.join(unreadable[:MAX_MESSAGES])}: not a regular file")
+        raise CheckpointError(f"{shortened(unreadable)}: not a regular file")
     if missing:
-        raise CheckpointError(f"{', '.join(missing[:MAX_MESSAGES])} {'is' if len(missing) == 1 else 'are'} missing")
+        raise CheckpointError(f"{shortened(missing)} {'is' if len(missing) == 1 else 'are'} missing")
 
 
 def _check_size(config: AnyConfig, reader: TensorReader, path: Path) -> None:

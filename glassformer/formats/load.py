@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
-from glassformer.errors import CheckpointError, ConfigError
+from glassformer.errors import CheckpointError, ConfigError, shortened
 from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
-from glassformer.formats.checkpoint import MAX_MESSAGES, Checkpoint, ModelKind, open_checkpoint
+from glassformer.formats.checkpoint import Checkpoint, ModelKind, open_checkpoint
 from glassformer.formats.reader import TensorReader
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 from glassformer.nn.encoder import TextEncoder
@@ -88,10 +88,11 @@ def load_model(
 
 
 class FiniteCheck:
-    """Raises CheckpointError in a model's first forward pass if a parameter is NaN or infinite; then removes itself.
+    """A hook of a model's embeddings: in the first forward pass, it checks every parameter and is removed.
 
-    The first pass reads every mapped weight from disk anyway. Few non-finite weights would show in the output: an
-    infinite score is capped, clipped or gets probability 0, and a row of the embedding is used by one token only.
+    It raises CheckpointError if a parameter is NaN or infinite. The first forward pass reads every mapped
+    weight anyway. Few non-finite weights would show in the output: an infinite score is capped, clipped or gets
+    probability 0, and a row of the embedding is used by one token only.
     """
 
     def __init__(self, model: AnyModel, path: str):
@@ -105,11 +106,10 @@ class FiniteCheck:
         extremes = [torch.stack(p.aminmax()).isfinite().all() for _, p in named]
         finite = torch.stack(extremes).tolist()
         if bad := [name for (name, _), ok in zip(named, finite, strict=True) if not ok]:
-            more = f" and {len(bad) - MAX_MESSAGES} more" if len(bad) > MAX_MESSAGES else ""
             dtype = str(self.model.get_parameter(bad[0]).dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{self.path}: weights are NaN or infinite, because the file is damaged or its numbers are too large "
-                f"for {dtype}: {', '.join(bad[:MAX_MESSAGES])}{more}"
+                f"for {dtype}: {shortened(bad)}"
             )
         for handle in self.handles:
             handle.remove()
@@ -223,9 +223,8 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
         matches.append((mapping, name))
     problems += [f"not used: {name}" for name in sorted(unused) if not _is_redundant(family, config, name, reader)]
     if problems:
-        more = f"\n  and {len(problems) - MAX_MESSAGES} more" if len(problems) > MAX_MESSAGES else ""
-        shown = "\n  ".join(problems[:MAX_MESSAGES]) + more
-        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the configuration:\n  {shown}")
+        listed = shortened(problems, "\n  ")
+        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the configuration:\n  {listed}")
     return matches
 
 

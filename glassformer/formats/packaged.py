@@ -1,4 +1,4 @@
-"""Models known by a name alone: one ships with Glassformer, others with Python packages that are extras of it."""
+"""Packaged models, which are opened by name: one ships with Glassformer, others with Python packages (extras)."""
 
 from __future__ import annotations
 

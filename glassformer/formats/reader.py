@@ -136,13 +136,14 @@ class RenamedTensor(TensorFile):
         return self.file[self.names[name]]
 
 
-def rename_tensors(reader: TensorReader, prefixes: Sequence[tuple[str, str]]) -> TensorReader:
-    """Replace the first prefix that fits in the names of tensors. Returns the same reader."""
+def rename_tensors(reader: TensorReader, prefixes: Sequence[tuple[str, str]]) -> None:
+    """Replace, in the name of each tensor, the first of the prefixes (old, new) that it has."""
     for name in list(reader):
-        old, new = next(((old, new) for old, new in prefixes if name.startswith(old)), ("", ""))
-        if renamed := new + name.removeprefix(old) if old else "":
-            reader.files[renamed] = RenamedTensor(reader.files.pop(name), name, renamed)
-    return reader
+        for old, new in prefixes:
+            if name.startswith(old):
+                renamed = new + name.removeprefix(old)
+                reader.files[renamed] = RenamedTensor(reader.files.pop(name), name, renamed)
+                break
 
 
 class TensorReader(Mapping[str, Tensor]):

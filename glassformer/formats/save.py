@@ -29,7 +29,7 @@ MODEL_FILES = (  # patterns of the files of a model folder, which another model 
 def replacing_model(folder: str | Path) -> contextlib.AbstractContextManager[Path]:
     """Yield a folder in which to save a model with its tokenizer; it takes the place of `folder` in one step.
 
-    See `replacing_folder`. Files of an older model are removed, others are kept.
+    See `replacing_folder`. Files of an older model are removed, others are preserved.
     """
     return replacing_folder(Path(folder), MODEL_FILES)
 

@@ -26,7 +26,7 @@ from glassformer.families.common.family import ConfigFields
 from glassformer.formats.reader import TensorReader, read_json
 from glassformer.formats.safetensors_file import save_tensors
 from glassformer.formats.weight_files import open_weights, weight_files
-from glassformer.nn.pooling import Dense, Sentence
+from glassformer.nn.pooling import Dense, SentencePooling
 
 MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER = re.compile(
@@ -57,7 +57,7 @@ def transformer_folder(folder: Path) -> Path:
     return _modules(folder)[0][1] if (folder / MODULES).exists() else folder
 
 
-def read_pooling(folder: Path, d_model: int) -> Sentence:
+def read_pooling(folder: Path, d_model: int) -> SentencePooling:
     """Load the pooling of a folder; the mean of all states if the folder has no modules.json.
 
     Raises:
@@ -65,7 +65,7 @@ def read_pooling(folder: Path, d_model: int) -> Sentence:
         CheckpointError: a file is missing or damaged, or sizes do not fit.
     """
     if not (folder / MODULES).exists():
-        return Sentence(PoolingConfig()).eval()
+        return SentencePooling(PoolingConfig()).eval()
     modules = _modules(folder)
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
@@ -88,12 +88,12 @@ def read_pooling(folder: Path, d_model: int) -> Sentence:
         pools=pools, after=tuple(after), with_prompt=with_prompt, **_transformer(modules[0][1]), **_overall(folder)
     )
     with torch.device("meta"):
-        sentence = Sentence(config)
+        sentence = SentencePooling(config)
     sentence.load_state_dict(weights, assign=True)
     return sentence.requires_grad_(False).eval()
 
 
-def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
+def write_pooling(sentence: SentencePooling, folder: Path, d_model: int) -> None:
     """Write the files that `read_pooling` reads into a model's folder."""
     config, rows = sentence.config, [("", "Transformer"), ("1_Pooling", "Pooling")]
     flags = {flag: pool in config.pools for flag, pool in POOL_FLAGS.items()}
@@ -202,8 +202,10 @@ def _dense(path: Path, width: int) -> DenseConfig:
     size = raw.size("in_features")
     if size != width:
         raise CheckpointError(f"{path}: in_features is {size}, but the layer before has {width} outputs")
-    squash: Any = ACTIVATIONS[name]
-    dense = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
+    activation: Any = ACTIVATIONS[name]
+    dense = DenseConfig(
+        size, raw.size("out_features"), raw.flag("bias", True), activation, raw.flag("use_residual", False)
+    )
     raw.close()
     return dense
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, shortened
 from glassformer.formats.pickled import PickledFile
 from glassformer.formats.reader import TensorFile, read_json
 from glassformer.formats.safetensors_file import SafetensorsFile
@@ -44,8 +44,7 @@ def shard_names(folder: Path, name: str) -> list[str]:
     start, count, suffix = match["start"], int(match["count"]), match["suffix"]
     names = [f"{start}-{i:05}-of-{count:05}{suffix}" for i in range(1, min(count, MAX_SHARDS) + 1)]
     if missing := [one for one in names if not (folder / one).exists()]:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        raise CheckpointError(f"{folder / name} is one of {count} shards; missing: {', '.join(missing[:20])}{more}")
+        raise CheckpointError(f"{folder / name} is one of {count} shards; missing: {shortened(missing)}")
     return names
 
 

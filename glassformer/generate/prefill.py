@@ -29,9 +29,8 @@ def chunk_size(
 
     Layers with a softcap, sinks or a relative bias, and edits of scores, store the scores of all heads.
     """
-    n_heads = max(
-        (a.n_heads for a in _attentions(config) if edits_scores or _stores_scores(config, a)), default=0
-    )  # fmt: skip
+    storing = (a for a in _attentions(config) if edits_scores or _stores_scores(config, a))
+    n_heads = max((a.n_heads for a in storing), default=0)
     most = MAX_SCORES // (n_sequences * n_heads * max(n_keys, 1)) if n_heads else PREFILL_CHUNK
     return max(min(PREFILL_CHUNK, most), 1)
 

@@ -1,4 +1,4 @@
-"""What the CPU at hand can do, by the instruction sets that it reports."""
+"""Detect the instruction sets of this CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 NATIVE_FEATURES = {
-    torch.bfloat16: BF16_FEATURES | {"bf16"},  # the last of each is Arm's
+    torch.bfloat16: BF16_FEATURES | {"bf16"},  # "bf16" and "asimdhp" are Arm's
     torch.float16: frozenset({"avx512_fp16", "amx_fp16", "asimdhp"}),
 }
 

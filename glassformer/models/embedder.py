@@ -27,7 +27,7 @@ from glassformer.inspect.record.seq2seq import record_encoder
 from glassformer.kernels.placement import Placement
 from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 from glassformer.nn.protocols import Tap
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -62,9 +62,11 @@ class Embedder(TextModel):
     tokenizer: Tokenizer
     trace_type = EmbedderTrace
 
-    def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, path: str = ""):
+    def __init__(
+        self, model: TextEncoder, tokenizer: Tokenizer, sentence: SentencePooling | None = None, *, path: str = ""
+    ):
         self.model, self.tokenizer, self.path = model, tokenizer, path
-        self.sentence = Sentence(PoolingConfig()) if sentence is None else sentence
+        self.sentence = SentencePooling(PoolingConfig()) if sentence is None else sentence
         size, limit = model.config.vocab_size, tokenizer.config.get("model_max_length")
         if tokenizer.vocab_size > size:
             where = path or "embedder"

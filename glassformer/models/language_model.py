@@ -257,6 +257,7 @@ class LanguageModel(TextModel):
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         seeded = Sampling(**sampling).seeded()
+        check_number("max_tokens", max_tokens, 1, 1 << 31, optional=True)  # before it bounds min_tokens
         check_number("min_tokens", min_tokens, 0, 1 << 31 if max_tokens is None else max_tokens)
         return GenerationRequest(
             [self.encode(prompt) for prompt in prompts], max_tokens, seeded, stops, n, logprobs,

@@ -162,7 +162,7 @@ def with_nan(
     """Return z of `scaled_dot_product_attention`, NaN for a query whose scores are not numbers.
 
     On a CPU torch returns zeros for a query without a finite score (https://github.com/pytorch/pytorch/issues/141128),
-    so damaged weights would give fluent text. z without a 0, nearly every z, costs one pass over it.
+    so damaged weights would give fluent text. Where z has no 0, as almost always, it is only read once.
     """
     if z.device.type != "cpu" or torch.compiler.is_compiling() or int(z.count_nonzero()) == z.numel():
         return z

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glassformer.config import DenseConfig, PoolingConfig
 
-SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
     "relu": F.relu,
@@ -65,7 +65,7 @@ class Dense(nn.Module):
         self.residual = nn.Linear(config.d_in, config.d_out, bias=False) if projected else None
 
     def forward(self, x: Float[Tensor, "B E"]) -> Float[Tensor, "B F"]:
-        y = SQUASHES[self.config.activation](self.linear(x))
+        y = DENSE_ACTIVATIONS[self.config.activation](self.linear(x))
         if not self.config.residual:
             return y
         return y + (x if self.residual is None else self.residual(x))
@@ -78,7 +78,7 @@ class Normalize(nn.Module):
         return F.normalize(x, dim=-1)
 
 
-class Sentence(nn.Module):
+class SentencePooling(nn.Module):
     """States [B, S, D] to sentence embeddings [B, E]."""
 
     def __init__(self, config: PoolingConfig):

@@ -54,8 +54,9 @@ class OptimConfig:
 
     def __post_init__(self):
         require_types(self, "optim.")
-        require_range(self, "lr embed_lr scalar_lr eps", 0, open_low=True, prefix="optim.")
-        require_range(self, "weight_decay clip", 0, prefix="optim.")
+        require_range(self, "lr embed_lr scalar_lr eps", 0, 1000, open_low=True, prefix="optim.")
+        require_range(self, "weight_decay", 0, 1000, prefix="optim.")
+        require_range(self, "clip", 0, prefix="optim.")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be at least 0 and below 1, got {self.betas}")
         require(0 <= self.momentum < 1, f"optim.momentum must be at least 0 and below 1, got {self.momentum}")
 
@@ -143,7 +144,7 @@ class TokenizerConfig:
 def _check_sizes(shape: Any) -> None:
     """Check the sizes of a shape; a size of 0 follows from the others where it may be 0."""
     if isinstance(shape, ModelConfig):
-        return  # has been checked when it was made
+        return  # it was checked when it was created
     sizes = [f.name for f in fields(shape) if type(getattr(shape, f.name)) is int]
     optional = {"n_kv_heads", "head_dim", "d_ff", "vocab_size", "source_context", "d_hidden"}
     require_range(shape, [name for name in sizes if name not in optional], 1)
@@ -210,9 +211,6 @@ class Seq2SeqTaskConfig:
     def context(self) -> int:
         """Tokens of the longest target, including the token that starts or ends it."""
         return self.model.context
-
-
-TaskConfig = LanguageModelTaskConfig | Seq2SeqTaskConfig
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def require_range(
         value = getattr(config, name)
         if value is None:
             continue
-        if high is not None:
+        if high is not None and open_low:
+            allowed = f"above {low:g} and at most {high:,g}"
+        elif high is not None:
             allowed = f"from {low:,g} to {high:,g}" if high < 1e6 else f"from {low} to {high}"
         else:
             allowed = f"{'above' if open_low else 'at least'} {low:g}"

@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES, assert_near, by_definition, random_ids, read, run, run_cached, tiny, tiny_pair
+from tiny import (
+    FAMILIES,
+    assert_near,
+    by_definition,
+    encode_source,
+    random_ids,
+    run,
+    run_cached,
+    tiny,
+    tiny_encoder_decoder,
+)
 
 from glassformer.cache import dense
 from glassformer.cache.dense import DenseCache
@@ -225,9 +235,9 @@ def test_truncate_equals_recomputation(name):
 
 
 def test_truncate_preserves_the_source():
-    model = tiny_pair("separate")
+    model = tiny_encoder_decoder("separate")
     sources, ids = random_ids(model.encoder.config, 2, 6), random_ids(model.config, 2, 8)
-    source = read(model, sources)
+    source = encode_source(model, sources)
     cache = DenseCache.of(model.config, 2, 16, source=source)
     run_cached(model, ids, [8], cache)
     cache.truncate([3, 3])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import wake
+from tiny import randomise_sharp
 from tiny_encoders import CONFIGS, wordpieces
 
 from glassformer.cli import common, main
@@ -14,7 +14,7 @@ from glassformer.config import PoolingConfig
 from glassformer.formats.save import save_model
 from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 
 TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 
@@ -23,7 +23,7 @@ TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 def embedder():
     config = replace(CONFIGS["bert"], pooler=False, next_sentence=False)
     sentence = PoolingConfig(after=("normalize",), prompts={"query": "query: ", "document": ""})
-    return Embedder(wake(TextEncoder(config)), wordpieces(), Sentence(sentence))
+    return Embedder(randomise_sharp(TextEncoder(config)), wordpieces(), SentencePooling(sentence))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_verify_of_an_encoder(folder, capsys, text):
 def test_verify_uses_no_padding_tokens(tmp_path, capsys):
     """With random tokens, the padding id could occur, where `transformers` assigns no position."""
     config = replace(CONFIGS["roberta"], pooler=False, head=None, vocab_size=5)
-    save_model(wake(TextEncoder(config)), tmp_path)
+    save_model(randomise_sharp(TextEncoder(config)), tmp_path)
     facts = json.loads(run_ok(capsys, "verify", tmp_path, "--json").out)
     assert facts["first_difference"] is None
     assert facts["points"][-1]["point"] == "final.norm"

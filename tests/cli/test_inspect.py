@@ -16,7 +16,7 @@ from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 
 TEXT = "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann."
-CUT = '{"op": "ablate", "point": "blocks.1.attn.z", "head": 3}'
+ABLATION = '{"op": "ablate", "point": "blocks.1.attn.z", "head": 3}'
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_overview_has_the_text_a_head_a_cell_and_the_lens(capfd, t):
         assert float(shown) == pytest.approx(real, rel=2e-3, abs=6e-5)
     summary = t.summary()
     assert f"{100 * summary.next[0].value:.1f}%" in text
-    percents = [f"{100 * one.prob:.0f}%" for one in summary.tokens[1:]]
+    percents = [f"{100 * token.prob:.0f}%" for token in summary.tokens[1:]]
     assert re.findall(r"\d+%", text[: text.index("under each token")]) == percents
     best = t.lens(position=query).rows[-1].top[0][0]
     assert f"{best.token.replace(' ', '·')} {100 * np.exp(best.logprob):.1f}%" in text
@@ -79,9 +79,11 @@ def test_json_equals_the_view(capfd, t):
     assert data["view"] == "cell"
     assert data["parameters"] == {"layer": 1, "head": 3, "query": 13, "key": 2}
     assert data["data"] == plain(t.cell(layer=1, head=3, query=13, key=2))
-    whole = json.loads(run(capfd, TEXT, "--json").out)
-    assert whole["summary"] == plain(t.summary())
-    assert whole["cell"] == plain(t.cell(**{name: whole["focus"][name] for name in ("layer", "head", "query", "key")}))
+    overview = json.loads(run(capfd, TEXT, "--json").out)
+    assert overview["summary"] == plain(t.summary())
+    assert overview["cell"] == plain(
+        t.cell(**{name: overview["focus"][name] for name in ("layer", "head", "query", "key")})
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed", "alignment")])
@@ -102,37 +104,41 @@ def test_edit_is_compared_with_the_unedited_text(capfd, lm, tmp_path):
     from glassformer.inspect.edits.edit import from_json
 
     before = lm.trace(TEXT, max_tokens=4, temperature=0)
-    after = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[from_json(json.loads(CUT))])
-    data = json.loads(run(capfd, TEXT, "--max-tokens", "4", "--edit", CUT, "--view", "fork", "--json").out)
+    after = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[from_json(json.loads(ABLATION))])
+    data = json.loads(run(capfd, TEXT, "--max-tokens", "4", "--edit", ABLATION, "--view", "fork", "--json").out)
     assert data["data"] == plain(after.fork(before))
     assert any(step["kl"] for step in data["data"]["steps"])
     other = json.loads(run(capfd, TEXT, "--view", "changed", "--other", TEXT.replace("Max", "Ben"), "--json").out)
     assert other["data"]["first"] == 2
-    out = tmp_path / "look.json"
-    assert json.loads(run(capfd, TEXT, "--edit", CUT, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
-    assert json.loads(out.read_text())["summary"] == plain(lm.trace(TEXT, edit=[from_json(json.loads(CUT))]).summary())
+    out = tmp_path / "result.json"
+    assert (
+        json.loads(run(capfd, TEXT, "--edit", ABLATION, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
+    )
+    assert json.loads(out.read_text())["summary"] == plain(
+        lm.trace(TEXT, edit=[from_json(json.loads(ABLATION))]).summary()
+    )
 
 
 @pytest.mark.parametrize("option", ["--target", "--target-token", "--target_token"])
-def test_the_target_of_a_view(capfd, t, option):
-    found = json.loads(run(capfd, TEXT, "--view", "attribution", option, " Max", "--rival", " Ann", "--json").out)
-    assert found["data"] == plain(t.attribution(position=-1, target=" Max", rival=" Ann"))
-    assert found["data"]["target"][1] == " Max"
+def test_target_and_rival_of_a_view(capfd, t, option):
+    data = json.loads(run(capfd, TEXT, "--view", "attribution", option, " Max", "--rival", " Ann", "--json").out)
+    assert data["data"] == plain(t.attribution(position=-1, target=" Max", rival=" Ann"))
+    assert data["data"]["target"][1] == " Max"
 
 
 def test_options_of_a_view_have_hyphens(capfd, t):
-    found = json.loads(run(capfd, TEXT, "--view", "sampling", "--top-k", "7", "--min-p", "0.1", "--json").out)
-    assert found["data"] == plain(t.sampling(position=-1, top_k=7, min_p=0.1))
+    data = json.loads(run(capfd, TEXT, "--view", "sampling", "--top-k", "7", "--min-p", "0.1", "--json").out)
+    assert data["data"] == plain(t.sampling(position=-1, top_k=7, min_p=0.1))
 
 
 def test_no_parameter_of_a_view_is_hidden_by_an_option():
-    """An option of the command takes precedence over a parameter of the same name: `target` has a rule of its own."""
+    """An option of the command takes precedence over a view parameter of the same name; `target` is handled apart."""
     from glassformer.cli.common import Machine
     from glassformer.cli.inspect import inspect as command
 
     options = {*inspect.signature(command).parameters, *inspect.signature(Machine).parameters} - {"parameters"}
     hidden = {name for view in VIEWS.values() for name in view.parameters if name in options}
-    assert hidden == {"target", "text"}  # the text is that of the command
+    assert hidden == {"target", "text"}  # the view parameter is the text of the command
 
 
 def test_text_comes_from_stdin(capfd, monkeypatch, t):
@@ -141,7 +147,7 @@ def test_text_comes_from_stdin(capfd, monkeypatch, t):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         (("--view", "cel"), ("'cel'", "'cell'", "attribution", "cache_speed")),
         (("--view", "cell", "--hed", "1"), ("'hed'", "layer, head, query, key")),
@@ -150,15 +156,15 @@ def test_text_comes_from_stdin(capfd, monkeypatch, t):
         (("--view", "lens", "--top", "many"), ("top", "whole number", "'many'")),
         (("--view", "fork",), ("'fork'", "'other'")),
         (("--top", "3"), ("--top", "--view")),
-        (("--out", "look.pdf"), (".html, .png, .json", "'look.pdf'")),
-        (("--out", "/nowhere/look.png"), ("does not exist", "/nowhere")),
+        (("--out", "result.pdf"), (".html, .png, .json", "'result.pdf'")),
+        (("--out", "/nowhere/result.png"), ("does not exist", "/nowhere")),
         (("--bake", "all"), ("--bake", ".html")),
         (("--edit", "{op}"), ("--edit", "JSON", "{op}")),
         (("--edit", '{"op": "melt", "point": "blocks.1.attn.z"}'), ("melt", "ablate")),
         (("--edit", '{"op": "ablate", "point": "blocks.9.attn.z"}'), ("blocks.9.attn.z",)),
     ],
 )  # fmt: skip
-def test_invalid_options_name_the_allowed_values(capfd, arguments, words):
+def test_invalid_options_name_the_allowed_values(capfd, arguments, parts):
     message = error_of(capfd, TEXT, *arguments)
-    for word in words:
-        assert word in message, message
+    for part in parts:
+        assert part in message, message

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from cli.test_cli import run_error, run_ok
-from generate.writers import make_tokenizer
-from tiny import tiny, tiny_pair, wake
-from tiny_translators import CONFIGS, PAIR_FAMILIES
+from generate.scripted import make_tokenizer
+from tiny import randomise_sharp, tiny, tiny_encoder_decoder
+from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 from glassformer.formats import load_seq2seq, save_model
 from glassformer.models.language_model import LanguageModel
@@ -109,13 +109,15 @@ def test_verify_reports_the_first_difference(capfd, tmp_path):
     assert "differ at blocks.0." in error
 
 
-@pytest.fixture(scope="module", params=PAIR_FAMILIES)
+@pytest.fixture(scope="module", params=SEQ2SEQ_FAMILIES)
 def seq2seq(request, tmp_path_factory):
     """The folder of a translator with a separate generation_config.json, as other tools write it."""
     folder, config, tokenizer = tmp_path_factory.mktemp("seq2seq"), CONFIGS[request.param](), make_tokenizer()
     size = tokenizer.vocab_size
     config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
-    save_model(wake(EncoderDecoder(config)), folder, extra={"num_beams": 3, "eos_token_id": tokenizer.eos_id})
+    save_model(
+        randomise_sharp(EncoderDecoder(config)), folder, extra={"num_beams": 3, "eos_token_id": tokenizer.eos_id}
+    )
     tokenizer.save(folder)
     (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 7, "max_length": 20}))
     return folder
@@ -180,5 +182,5 @@ def test_wrong_verb_error_names_the_right_one(capfd, seq2seq, folder):
 
 
 def test_verify_rejects_families_without_a_transformers_model(capfd, tmp_path):
-    save_model(tiny_pair("post", family="pair"), tmp_path)
+    save_model(tiny_encoder_decoder("post", family="pair"), tmp_path)
     assert "belongs to Glassformer's own family pair" in run_error(capfd, "verify", tmp_path)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
 from tiny import randomise, tiny
 
 from glassformer.cli import main

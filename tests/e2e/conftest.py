@@ -43,10 +43,10 @@ def assert_accessible(page, variants=None) -> None:
         for button in [None] if variants is None else variants.all():
             if button is not None:
                 button.click()
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+            result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
             serious = [
                 f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}"
-                for one in found
+                for one in result
                 if one["impact"] in ("serious", "critical")
             ]
             assert not serious, f"{width}×{height}, {scheme}: {serious}"

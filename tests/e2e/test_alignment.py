@@ -178,8 +178,8 @@ def test_causal_test_masks_key_and_regenerates(open_page, pairs, translators, mo
     if model == "pair":
         view.get_by_role("button", name="one head").click()
         view.get_by_text('t["blocks.1.cross.probs"][2]').wait_for()
-    how = {"target": TARGET} if given else {"max_tokens": 5}
-    t = one.trace(SOURCE, **how, edit=[from_json(edit)])
+    options = {"target": TARGET} if given else {"max_tokens": 5}
+    t = one.trace(SOURCE, **options, edit=[from_json(edit)])
     want = t["rnn.probs"].tensor.numpy() if model == "additive" else t["blocks.1.cross.probs"].tensor[2].numpy()
     page.wait_for_load_state("networkidle")
     assert want[0, 2] == 0

@@ -106,11 +106,11 @@ def test_text_comparison_and_kl(open_page, server, lm, trace):
 
 def test_sampled_texts_use_same_seed(open_page, server, lm):
     page = open_view(open_page, server, [CUT], text="One day Mia", max_tokens=12, temperature=0.9, seed=7)
-    how = {"max_tokens": 12, "temperature": 0.9, "seed": 7}
-    both = [lm.generate("One day Mia", edit=edit, **how).text for edit in ([], [ablate("blocks.0.attn.z", head=0)])]
+    options = {"max_tokens": 12, "temperature": 0.9, "seed": 7}
+    both = [lm.generate("One day Mia", edit=edit, **options).text for edit in ([], [ablate("blocks.0.attn.z", head=0)])]
     assert both_texts(page) == both
     assert both[0] != both[1]
-    assert evaluate_receipt(page, lm, lm.trace("One day Mia", **how), "gf-text-comparison").diverges_at is not None
+    assert evaluate_receipt(page, lm, lm.trace("One day Mia", **options), "gf-text-comparison").diverges_at is not None
 
 
 def test_identity_edit_changes_nothing(open_page, server, trace):

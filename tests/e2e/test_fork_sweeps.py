@@ -36,12 +36,12 @@ def trace(lm):
 def results_by_cell(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.SweepRow]:
     """Return the results of a sweep by (row, column) of the heat map."""
     ends = {"attn.add": 0, "mlp.add": 1}
-    found = {}
+    result = {}
     for row in rows:
         column = row.head if row.head is not None else row.position
-        found[row.layer, ends[row.edit.point.split(".", 2)[2]] if column is None else column] = row
-    assert found.keys() == set(np.ndindex(*shape))
-    return found
+        result[row.layer, ends[row.edit.point.split(".", 2)[2]] if column is None else column] = row
+    assert result.keys() == set(np.ndindex(*shape))
+    return result
 
 
 def effects(rows, shape: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from inspect_subjects import subject, translator
-from tiny import pair_config
+from tiny import encoder_decoder_config
 
 import glassformer
 from e2e.conftest import RunningServer
@@ -44,7 +44,7 @@ def test_model_opens_with_its_default_text(open_page, kinds):
 
 
 def test_translator_generates_at_most_its_context(open_page):
-    config = pair_config("pre")
+    config = encoder_decoder_config("pre")
     encoder = replace(config.encoder, context_length=48)
     with RunningServer({"short": translator(replace(config, context_length=48, encoder=encoder))}) as server:
         page = open_page(server.url)

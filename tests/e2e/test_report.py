@@ -195,9 +195,9 @@ def test_too_large_report_raises(t, monkeypatch, tmp_path):
 def test_bake_all_includes_bake_chosen(t, selection):
     answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
-    chosen, everything = (set(bake.trace_paths(answers, id, selection, how)) for how in ("chosen", "all"))
-    assert chosen < everything
-    cells = {path for path in everything if "/cell?" in path}
+    chosen, all_paths = (set(bake.trace_paths(answers, id, selection, options)) for options in ("chosen", "all"))
+    assert chosen < all_paths
+    cells = {path for path in all_paths if "/cell?" in path}
     assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={selection.query}&key=1" in cells
     assert "/v1/traces/t0/views/cell?layer=1&head=3&query=9&key=4" in cells
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import tiny
 
 from e2e.conftest import RunningServer
@@ -34,9 +34,9 @@ def test_late_focus_is_shown_and_explained(open_page, server, lm):
     page.route("**/focus*", lambda route: (page.wait_for_timeout(2_500), route.continue_()))
     page.goto(server.url + view_path("cell", step=0))
     tour_caption(page).get_by_text(REASON).wait_for()
-    found = focus(lm.trace(ASK, max_tokens=4, temperature=0))
-    assert shown_focus(page) == [found.layer, found.head, found.query, found.key]
-    assert f"{REASON} {found.because}." in caption_text(page)
+    result = focus(lm.trace(ASK, max_tokens=4, temperature=0))
+    assert shown_focus(page) == [result.layer, result.head, result.query, result.key]
+    assert f"{REASON} {result.because}." in caption_text(page)
 
 
 @pytest.mark.parametrize("reason", ["failed", "selected"])

@@ -127,12 +127,12 @@ def test_generation_equals_python_and_stops(page, lm):
     assert "".join(shown).replace("·", " ").replace("⏎", "\n") == expected.text
     assert address_fields(page)["text"] == "One+day+Mia"
 
-    held = page.locator("gf-tokens button").count()
+    shown_length = page.locator("gf-tokens button").count()
     page.locator("input[name=max_tokens]").fill("150")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Generate", exact=True).wait_for()
-    assert page.locator("gf-tokens button").count() == held  # the previous text is still shown
+    assert page.locator("gf-tokens button").count() == shown_length  # the previous text is still shown
 
 
 def test_sidebar_shows_token_probability(page, trace_of):

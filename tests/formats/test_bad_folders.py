@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from safetensors.torch import load_file
 from tiny import tiny
 

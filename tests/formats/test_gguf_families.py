@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from tiny import assert_near, moved, random_ids, run, tiny_config
+from tiny import assert_near, random_ids, relative_change, run, tiny_config
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_gguf import FAMILIES, REDUCED, VARIANTS, gguf_config, gguf_model
 
@@ -118,7 +118,7 @@ def test_quantized_parameters_equal_the_gguf_package(family, kind, tmp_path):
         theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_allclose(one.join(parameters).numpy(), theirs, rtol=0 if one.offset == 0 else 1e-6, atol=1e-7)
     logits = [run(one, random_ids(model.config, 2, 30)) for one in (again, model)]
-    off, most = moved(*logits), {"F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.3, "Q4_0": 3}[kind]
+    off, most = relative_change(*logits), {"F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.3, "Q4_0": 3}[kind]
     assert 0 < off < most or model.config.layers[0].experts is not None  # routing may change
 
 

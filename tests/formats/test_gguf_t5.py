@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from text.test_sentencepiece import trained
-from tiny import assert_near, change, wake
+from tiny import assert_near, change, randomise_sharp
 from tiny_translators import CONFIGS
 
 from glassformer.cli import main
@@ -56,7 +56,9 @@ def t5(name):
     scale = 64**-0.5 if config.tied_head else 1.0
     config = side(config, encoder=side(config.encoder), head_scale=scale)
     return Translator(
-        wake(EncoderDecoder(config)), tokenizer, generation_config={"decoder_start_token_id": 0, "eos_token_id": 2}
+        randomise_sharp(EncoderDecoder(config)),
+        tokenizer,
+        generation_config={"decoder_start_token_id": 0, "eos_token_id": 2},
     )
 
 

@@ -19,7 +19,7 @@ from glassformer.formats.gguf.save import save_gguf
 from glassformer.models.load import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from cases import HF_MADE
+from cases import HF_CONFIGS
 from hf_models import hf_random
 
 WEIGHTS = "model.safetensors"
@@ -44,7 +44,7 @@ def hf_logits(folder, ids):
 @pytest.mark.parametrize("family", DECODERS)
 def test_base_model_of_every_family_opens(family, tmp_path):
     """`AutoModel` saves names without the prefix and no head; with a tied head nothing is missing."""
-    config = HF_MADE[family]()
+    config = HF_CONFIGS[family]()
     config.tie_word_embeddings = True
     hf_random(transformers.AutoModel.from_config(config)).save_pretrained(tmp_path)
     edit_config(tmp_path, tie_word_embeddings=True)
@@ -185,7 +185,7 @@ VISION = {
 def multimodal(tmp_path_factory):
     """A Gemma 3 with an image encoder, made and saved by transformers."""
     folder = tmp_path_factory.mktemp("gemma3")
-    text = HF_MADE["gemma3_text"]().to_dict()
+    text = HF_CONFIGS["gemma3_text"]().to_dict()
     config = transformers.Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4)
     hf = hf_random(transformers.Gemma3ForConditionalGeneration(config))
     hf.save_pretrained(folder)

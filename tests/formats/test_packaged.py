@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import tiny
 
 import glassformer

@@ -223,7 +223,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 from tiny import tiny
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.load import load
 folder, rng = Path(sys.argv[1]) / "model", random.Random(3)

@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from generate.writers import Scripted, make_tokenizer
+from generate.scripted import Scripted, make_tokenizer
 from tiny import tiny
 
 from glassformer.formats import save_model

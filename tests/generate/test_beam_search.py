@@ -5,7 +5,15 @@ import math
 
 import pytest
 import torch
-from tiny import PAIRS, pair_config, randomise, read, run, tiny_pair, wake
+from tiny import (
+    ENCODER_DECODERS,
+    encode_source,
+    encoder_decoder_config,
+    randomise,
+    randomise_sharp,
+    run,
+    tiny_encoder_decoder,
+)
 
 from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
@@ -41,10 +49,10 @@ def small_model(name, vocab, seed=0):
     """Return a model with a small_model vocabulary."""
     if name in RECURRENT:
         return recurrent_model(name, vocab, seed)
-    return wake(EncoderDecoder(pair_config(name, vocab_size=vocab)), seed)
+    return randomise_sharp(EncoderDecoder(encoder_decoder_config(name, vocab_size=vocab)), seed)
 
 
-MODELS = {name: tiny_pair(name, tied_head=False) for name in PAIRS} | {
+MODELS = {name: tiny_encoder_decoder(name, tied_head=False) for name in ENCODER_DECODERS} | {
     name: recurrent_model(name) for name in RECURRENT
 }
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -157,7 +165,7 @@ def test_exhaustive_beam_of_a_model_finds_the_best_texts(name):
             if name in RECURRENT:
                 logits = model(source_ids.expand(len(ids), -1), ids)
             else:
-                logits = run(model, ids, source=read(model, source_ids.expand(len(ids), -1)))
+                logits = run(model, ids, source=encode_source(model, source_ids.expand(len(ids), -1)))
         logprobs |= dict(zip(texts, logits[:, -1].log_softmax(-1).tolist(), strict=True))
     (results,) = search(
         model, [source], BeamSearch(beam=settings.beam, n=settings.n, max_tokens=max_tokens), begin=BEGIN, end=END
@@ -208,7 +216,9 @@ def test_greedy_equals_argmax_of_uncached_forward_passes(name):
         while len(ids) < 10 and ids[-1] != END:
             prefix = torch.tensor([ids])
             logits = (
-                model(source_ids, prefix) if name in RECURRENT else run(model, prefix, source=read(model, source_ids))
+                model(source_ids, prefix)
+                if name in RECURRENT
+                else run(model, prefix, source=encode_source(model, source_ids))
             )
             top = logits[0, -1].log_softmax(-1).max(-1)
             ids.append(top.indices.item())
@@ -239,7 +249,7 @@ def test_large_batch_equals_small_batch(name, beam, n):
     small_results = search(model, SOURCES, settings, begin=BEGIN, end=END)
     for actual, expected in zip(large_results, small_results * 3, strict=True):
         assert_same(actual, [(result.ids, result.logprob, result.score, result.finish) for result in expected])
-    if name in PAIRS:
+    if name in ENCODER_DECODERS:
         small_session, large_session = session_of(model, SOURCES, 9)[0], session_of(model, large_batch, 9)[0]
         assert small_session.model is model
         assert isinstance(large_session.model.blocks[0].attn.q, PrepackedLinear) == can_prepack(model.head.weight.dtype)
@@ -290,7 +300,7 @@ def test_finished_sequences_leave_the_batch():
 @pytest.mark.parametrize("beam", [1, 3])
 def test_encoder_and_each_token_run_once(beam):
     """The encoder and the source keys run once; each decoder forward pass adds one token per sequence."""
-    model, calls = tiny_pair("pre", seed=4), {"encoder": [], "cross": [], "own": []}
+    model, calls = tiny_encoder_decoder("pre", seed=4), {"encoder": [], "cross": [], "own": []}
     hooks = [
         module.register_forward_hook(lambda _, args, out, kind=kind: calls[kind].append(tuple(args[0].shape[:2])))
         for kind, module in (
@@ -363,7 +373,7 @@ def test_invalid_sources_raise(error, message, sources, options):
 
 @pytest.mark.parametrize("beam", [1, 2])
 def test_nan_logits_raise_checkpoint_error(beam):
-    model = tiny_pair("post", seed=2)
+    model = tiny_encoder_decoder("post", seed=2)
     with torch.no_grad():
         model.blocks[0].mlp.up.weight.fill_(math.nan)
     with pytest.raises(CheckpointError, match="NaN"):

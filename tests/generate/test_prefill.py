@@ -3,7 +3,7 @@
 import pytest
 import torch
 from inspect_subjects import translator
-from tiny import TOLERANCE, pair_config, random_ids, run, tiny
+from tiny import TOLERANCE, encoder_decoder_config, random_ids, run, tiny
 from tiny_families import DECODERS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -38,7 +38,7 @@ def test_chunks_equal_one_forward_pass(family, size):
 def test_chunks_of_a_target_equal_one_forward_pass(name, size):
     from tiny_translators import CONFIGS
 
-    model = translator(CONFIGS["t5"]() if name == "t5" else pair_config(name)).model
+    model = translator(CONFIGS["t5"]() if name == "t5" else encoder_decoder_config(name)).model
     ids, sources = random_ids(model.config, 2, 17, 5), random_ids(model.config, 2, 23, 6)
     with torch.no_grad():
         source = model.encode(sources, Step.of(sources))

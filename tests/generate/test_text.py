@@ -3,7 +3,7 @@
 import pytest
 import tokenizers
 import torch
-from generate.writers import Scripted
+from generate.scripted import Scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
-from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
-from tiny_translators import CONFIGS, PAIR_FAMILIES
+from tiny import FAMILIES, TOLERANCE, random_ids, randomise_sharp, tiny
+from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 from glassformer.config import change
 from glassformer.formats import load_decoder, load_seq2seq, save_model
@@ -90,10 +90,10 @@ def test_changed_setting_is_found(both):
 CROSS = ["cross.q", "cross.k", "cross.v", "cross.out"]
 
 
-@pytest.fixture(scope="module", params=PAIR_FAMILIES)
+@pytest.fixture(scope="module", params=SEQ2SEQ_FAMILIES)
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
-    save_model(wake(EncoderDecoder(CONFIGS[request.param]())), folder)
+    save_model(randomise_sharp(EncoderDecoder(CONFIGS[request.param]())), folder)
     return folder, transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 

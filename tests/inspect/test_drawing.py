@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_pictures import decoded
 from PIL import Image
 from rich.console import Console
 from server.conftest import tiny_lm
-from tiny import tiny_pair
+from tiny import tiny_encoder_decoder
 
 from glassformer.cli.terminal_panels import Terminal
 from glassformer.errors import ConfigError
@@ -44,7 +44,9 @@ def t(lm):
 def translator_trace():
     tokenizer = make_tokenizer()
     sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
-    return Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+    return Translator(tiny_encoder_decoder("separate", family="pair", **sizes), tokenizer).trace(
+        "the cat", "the cat sat"
+    )
 
 
 def view_result(lm, t, name):

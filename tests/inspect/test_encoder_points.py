@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from test_points import Everything, Tap
-from tiny import TOLERANCE, assert_near, by_definition, moved
+from tiny import TOLERANCE, assert_near, by_definition, relative_change
 from tiny_encoders import CONFIGS, outputs, some_ids, tiny_encoder
 
 from glassformer.inspect.capture import points
@@ -45,7 +45,7 @@ def test_every_live_point_can_be_edited(family):
     for name, value in everything.seen.items():
         delta = torch.randn(value.shape, generator=generator)
         new = outputs(model, ids, tap=Tap((name,), {name: delta}))
-        assert max(moved(new[part], plain[part]) for part in plain) > 100 * TOLERANCE, name
+        assert max(relative_change(new[part], plain[part]) for part in plain) > 100 * TOLERANCE, name
         if name == "embed.positions":
             assert_near(
                 outputs(model, ids, tap=Tap(("embed.tokens",), {"embed.tokens": delta}))["states"], new["states"]

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import subject
-from tiny import tiny_pair
+from tiny import tiny_encoder_decoder
 
 import glassformer
 from glassformer.inspect.present.web_build import ALIASES, PICTURES, picture_of
@@ -24,7 +24,9 @@ def subjects():
     one, two = (lm.trace(f"Once Max got a key. Soon {name} found a shell.") for name in ("Ann", "Ben"))
     tokenizer = make_tokenizer()
     sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
-    pair = Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+    pair = Translator(tiny_encoder_decoder("separate", family="pair", **sizes), tokenizer).trace(
+        "the cat", "the cat sat"
+    )
     return {"lm": lm, "t": one, "other": two, "p": pair}
 
 

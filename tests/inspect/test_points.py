@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached, tiny, tiny_config, wake
+from tiny import (
+    FAMILIES,
+    assert_near,
+    encoder_decoder_config,
+    random_ids,
+    randomise_sharp,
+    run,
+    run_cached,
+    tiny,
+    tiny_config,
+)
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -234,7 +244,7 @@ def test_model_lists_only_its_own_points():
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.heads") == ["blocks.1.attn.z", "blocks.1.attn.out"]
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.z") == ["blocks.1.attn.z"]
     assert all(point.meaning and point.axes for point in qwen3.values())
-    for shape in (*SHAPES.values(), tiny_config("gpt_neox"), tiny_config("mixtral"), pair_config("pre")):
+    for shape in (*SHAPES.values(), tiny_config("gpt_neox"), tiny_config("mixtral"), encoder_decoder_config("pre")):
         for name, point in points.points(shape).items():
             assert points.find(shape, name) == replace(point, name=points.find(shape, name).name)
 
@@ -264,7 +274,7 @@ def test_the_points_of_a_deep_model_are_made_once(monkeypatch):
     calls = {}
     for n in (8, 16, 32):
         config = tiny_config("llama")
-        lm = LanguageModel(wake(Decoder(replace(config, layers=config.layers[:1] * n))))
+        lm = LanguageModel(randomise_sharp(Decoder(replace(config, layers=config.layers[:1] * n))))
         matched, made = [], points._make_points.cache_info().misses
         monkeypatch.setattr(points, "fnmatchcase", lambda *given, matched=matched: matched.append(given))
         t = lm.trace([5, 3, 9])

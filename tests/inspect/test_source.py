@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 from test_points import Everything, Tap
-from tiny import PAIRS, assert_near, pair_config, read, run, run_cached, tiny_pair, wake
-from tiny_translators import CONFIGS, PAIR_FAMILIES
+from tiny import (
+    ENCODER_DECODERS,
+    assert_near,
+    encode_source,
+    encoder_decoder_config,
+    randomise_sharp,
+    run,
+    run_cached,
+    tiny_encoder_decoder,
+)
+from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -15,8 +24,8 @@ from glassformer.nn.attend import KV, attend_reference, attend_sdpa
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 
-MODELS = {name: tiny_pair(name) for name in PAIRS}
-MODELS |= {family: wake(EncoderDecoder(CONFIGS[family]())) for family in PAIR_FAMILIES}
+MODELS = {name: tiny_encoder_decoder(name) for name in ENCODER_DECODERS}
+MODELS |= {family: randomise_sharp(EncoderDecoder(CONFIGS[family]())) for family in SEQ2SEQ_FAMILIES}
 SOURCES, LENGTHS = torch.randint(83, (3, 9), generator=torch.Generator().manual_seed(1)), (9, 4, 1)
 IDS = torch.randint(83, (3, 7), generator=torch.Generator().manual_seed(2))
 EACH = pytest.mark.parametrize("name", MODELS)
@@ -24,7 +33,7 @@ EACH = pytest.mark.parametrize("name", MODELS)
 
 def logits(model, tap=None, attend=attend_sdpa, encoder_attend=attend_sdpa):
     """Return the logits of a padded batch, with one tap for encoder and decoder."""
-    source = read(model, SOURCES, LENGTHS, tap=tap, attend=encoder_attend)
+    source = encode_source(model, SOURCES, LENGTHS, tap=tap, attend=encoder_attend)
     return run(model, IDS, source=source, tap=tap, attend=attend)
 
 
@@ -81,8 +90,8 @@ def logits_with_hook(model, name, delta):
             handle.remove()
 
     if of_encoder:  # the decoder shares the table, so the hook is active in the encoder's forward pass only
-        return run(model, IDS, source=hooked(lambda: read(model, SOURCES, LENGTHS)))
-    source = read(model, SOURCES, LENGTHS)
+        return run(model, IDS, source=hooked(lambda: encode_source(model, SOURCES, LENGTHS)))
+    source = encode_source(model, SOURCES, LENGTHS)
     return hooked(lambda: run(model, IDS, source=source))
 
 
@@ -127,7 +136,7 @@ def test_capture_changes_no_bit(name):
     assert torch.equal(plain, logits(model, Everything()))
     cached = []
     for tap in (None, Everything()):
-        cache = DenseCache.of(model.config, 3, 7, source=read(model, SOURCES, LENGTHS, tap=tap))
+        cache = DenseCache.of(model.config, 3, 7, source=encode_source(model, SOURCES, LENGTHS, tap=tap))
         cached.append(run_cached(model, IDS, [4, 1, 2], cache, tap=tap))
     assert torch.equal(*cached)
 
@@ -189,7 +198,7 @@ def test_alignment_equals_numpy(name):
     """Cross-attention in NumPy covers query and key norms, grouped heads and padded sources."""
     model, tap = MODELS[name], Everything()
     logits(model, tap)
-    cross, step = model.blocks[1].cross, Step.of(IDS, source=read(model, SOURCES, LENGTHS))
+    cross, step = model.blocks[1].cross, Step.of(IDS, source=encode_source(model, SOURCES, LENGTHS))
     got = derive(model, "blocks.1.cross.probs", tap.seen, step.view(cross.spec))
     q, k, v, z = (tap.seen[f"blocks.1.cross.{p}"].double().numpy() for p in ("q", "k", "v", "z"))
     if name == "rms":
@@ -211,7 +220,7 @@ def test_alignment_equals_numpy(name):
 def test_tap_sees_source_keys_in_the_first_forward_pass_only():
     """Alignment of a later forward pass is derived from its queries and the keys of the first one."""
     model, taps = MODELS["separate"], []
-    cache = DenseCache.of(model.config, 3, 7, source=read(model, SOURCES, LENGTHS))
+    cache = DenseCache.of(model.config, 3, 7, source=encode_source(model, SOURCES, LENGTHS))
     full = Everything()
     logits(model, full)
     for part in IDS.split([4, 1, 2], 1):
@@ -238,7 +247,7 @@ def test_edited_cross_scores_hide_a_source_token():
         def __call__(self, name, value):
             return value.index_fill(-1, torch.tensor([3]), -torch.inf)
 
-    source = read(model, SOURCES[:1])
+    source = encode_source(model, SOURCES[:1])
     hidden = run(model, IDS[:1], source=source, tap=Hide({f"blocks.{i}.cross.scores" for i in range(2)}))
     positions = source.positions.index_fill(-1, torch.tensor([3]), -1)
     want = run(model, IDS[:1], source=type(source)(source.states, positions, padded=True))
@@ -247,7 +256,7 @@ def test_edited_cross_scores_hide_a_source_token():
 
 
 def test_point_names_of_an_encoder_decoder():
-    config = pair_config("separate")
+    config = encoder_decoder_config("separate")
     every = points.points(config)
     assert {"encoder.embed.tokens", "encoder.blocks.2.attn.z", "encoder.final.norm", "blocks.1.cross.z"} <= set(every)
     assert not any(name.startswith("encoder.") and ("cross" in name or "logits" in name) for name in every)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import PAIRS, random_ids, read, tiny, tiny_pair
+from tiny import ENCODER_DECODERS, encode_source, random_ids, tiny, tiny_encoder_decoder
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import tiny_encoder
 from tiny_families import CONFIGS
@@ -35,15 +35,15 @@ def products(monkeypatch):
     return called
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *PAIRS, *ENCODERS])
+@pytest.mark.parametrize("name", [*CONFIGS, *ENCODER_DECODERS, *ENCODERS])
 def test_reported_attention_is_used(name, products):
-    make = tiny_encoder if name in ENCODERS else tiny_pair if name in PAIRS else tiny
+    make = tiny_encoder if name in ENCODERS else tiny_encoder_decoder if name in ENCODER_DECODERS else tiny
     model = make(name)
     choice = choose_attention(model.config, "cpu", F32)
     attend = ATTENTION[choice.value]
     products.clear()
-    if name in PAIRS:
-        source = read(model, random_ids(model.encoder.config, 2, 5), attend=attend)
+    if name in ENCODER_DECODERS:
+        source = encode_source(model, random_ids(model.encoder.config, 2, 5), attend=attend)
     else:
         source = None
     ids = random_ids(model.config, 2, 7)

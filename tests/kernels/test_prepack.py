@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import PAIRS, assert_near, random_ids, read, tiny, tiny_pair
+from tiny import ENCODER_DECODERS, assert_near, encode_source, random_ids, tiny, tiny_encoder_decoder
 from torch import nn
 
 from glassformer.kernels.linear import PREPACK_ROWS, PrepackedLinear, can_prepack, prepack
@@ -10,7 +10,9 @@ from glassformer.nn.step import Step
 
 pytestmark = pytest.mark.skipif(not can_prepack(torch.float32), reason="this PyTorch cannot prepack weights")
 BF16 = pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="oneDNN has no bfloat16 products on this CPU")
-MODELS = {name: tiny_pair(name) for name in PAIRS} | {name: tiny(name) for name in ("gpt2", "llama")}
+MODELS = {name: tiny_encoder_decoder(name) for name in ENCODER_DECODERS} | {
+    name: tiny(name) for name in ("gpt2", "llama")
+}
 
 
 class RecorderTap:
@@ -32,7 +34,7 @@ def points(model, rows):
     """Return every live point of a forward pass over `rows` sequences."""
     tap, source = RecorderTap(), None
     if hasattr(model, "encoder"):
-        source = read(model, random_ids(model.encoder.config, rows, 7), tap=tap)
+        source = encode_source(model, random_ids(model.encoder.config, rows, 7), tap=tap)
     model(ids := random_ids(model.config, rows, 5), Step.of(ids, source=source, tap=tap))
     return tap.seen
 
@@ -61,7 +63,7 @@ def test_prepacked_model_equals_original(name, dtype, tolerance):
 
 
 def test_prepack_uses_the_current_weights():
-    model = tiny_pair("post", seed=3)
+    model = tiny_encoder_decoder("post", seed=3)
     with torch.no_grad():
         before = points(prepack(model, 16), 2)["final.logits"]
         for part in (model.blocks[0].cross.q.bias, model.encoder.blocks[1].mlp.up.weight, model.embed.weight):
@@ -72,7 +74,7 @@ def test_prepack_uses_the_current_weights():
 
 
 def test_prepack_returns_the_model_if_it_is_not_faster():
-    model = tiny_pair("post", seed=4)
+    model = tiny_encoder_decoder("post", seed=4)
     assert prepack(model, PREPACK_ROWS - 1) is model
     assert prepack(model.double(), 64) is model
     assert prepack(model.half(), 64) is model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import random_ids, tiny
 from torch import nn
 

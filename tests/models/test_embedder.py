@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import assert_near, tiny, wake
+from tiny import assert_near, randomise_sharp, tiny
 from tiny_encoders import CONFIGS, bytes_of_roberta, wordpieces
 
 import glassformer
@@ -18,7 +18,7 @@ from glassformer.formats import save_model
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
 from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 from glassformer.text.tokenizer import Tokenizer
 
 TEXTS = ["the cat sat on the mat.", "a dog", "the kittens ate the hat, the cat sat on it. a dog?", "", "query: a hat"]
@@ -32,7 +32,7 @@ def make_model(family):
     config = replace(CONFIGS[family], pooler=False, next_sentence=False)
     if family == "roberta":  # the id of <pad> in its tokenizer is 1
         config = replace(config, vocab_size=263, position_offset=2)
-    return wake(TextEncoder(config))
+    return randomise_sharp(TextEncoder(config))
 
 
 MODELS = {family: make_model(family) for family in WORDS}
@@ -158,8 +158,8 @@ def test_several_pools_dense_and_normalize(folder, tmp_path):
     found = embedder.embed(texts)
     for vector, states in zip(found, hf_states(folder, texts), strict=True):
         pooled = torch.cat([pool_by_formula(how, states) for how in ("cls", "mean", "lasttoken")])
-        squashed = torch.tanh(w @ pooled + b)
-        assert_near(vector, (w2 @ (squashed / squashed.norm()))[:7])
+        activated = torch.tanh(w @ pooled + b)
+        assert_near(vector, (w2 @ (activated / activated.norm()))[:7])
     assert embedder.dimensions == 7
     assert embedder.max_tokens == 30
     assert embedder.sentence.config.similarity == "dot"
@@ -194,7 +194,7 @@ def test_dense_layer_with_residual(folder, sizes, tmp_path):
 
 @FAMILIES
 def test_batch_does_not_change_vectors(family, monkeypatch):
-    sentence = Sentence(PoolingConfig(pools=POOLS))
+    sentence = SentencePooling(PoolingConfig(pools=POOLS))
     embedder = Embedder(MODELS[family], WORDS[family](), sentence)
     together = embedder.embed(TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
@@ -257,7 +257,7 @@ def test_tokenizer_limit_applies_without_pooling_limit(tmp_path):
     for limit, want in ((30, 30), (512, 64), (10**30, 64)):
         words.config["model_max_length"] = limit
         assert Embedder(MODELS["bert"], words).max_tokens == want
-    made = Sentence(PoolingConfig(max_tokens=40))
+    made = SentencePooling(PoolingConfig(max_tokens=40))
     words.config["model_max_length"] = 30
     assert Embedder(MODELS["bert"], words, made).max_tokens == 40
 
@@ -290,7 +290,7 @@ def test_similarity_uses_the_configured_measure():
         "manhattan": lambda x, y: -(x - y).abs().sum(),
     }
     for name, one in how.items():
-        embedder = Embedder(MODELS["bert"], wordpieces(), Sentence(PoolingConfig(similarity=name)))
+        embedder = Embedder(MODELS["bert"], wordpieces(), SentencePooling(PoolingConfig(similarity=name)))
         assert_near(embedder.similarity(a, b), torch.stack([torch.stack([one(x, y) for y in b]) for x in a]))
 
 
@@ -313,7 +313,7 @@ def test_states_of_one_text_and_of_two_texts(folder):
 
 def test_next_sentence_probability_equals_transformers(tmp_path):
     config = replace(CONFIGS["bert"], n_token_types=2)
-    embedder = Embedder(wake(TextEncoder(config)), wordpieces())
+    embedder = Embedder(randomise_sharp(TextEncoder(config)), wordpieces())
     embedder.save(tmp_path)
     hf_model = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
     row = transformers.AutoTokenizer.from_pretrained(tmp_path)(
@@ -394,7 +394,9 @@ def test_transformer_in_a_subfolder(folder, tmp_path):
 
 
 def test_order_of_pools_is_preserved(tmp_path):
-    made = Sentence(PoolingConfig(pools=("mean", "cls"), after=("normalize", DenseConfig(96, 3, activation="gelu"))))
+    made = SentencePooling(
+        PoolingConfig(pools=("mean", "cls"), after=("normalize", DenseConfig(96, 3, activation="gelu")))
+    )
     write_pooling(made, tmp_path, 48)
     again = read_pooling(tmp_path, 48)
     assert again.config == made.config
@@ -447,7 +449,7 @@ def test_invalid_sentence_folders_raise(tmp_path, changed, modules, error, messa
 
 
 def test_all_errors_of_a_dense_layer_are_in_one_message(tmp_path):
-    made = Sentence(PoolingConfig(after=(DenseConfig(48, 5),)))
+    made = SentencePooling(PoolingConfig(after=(DenseConfig(48, 5),)))
     write_pooling(made, tmp_path, 48)
     save_file({"linear.weight": torch.zeros(5, 4), "odd": torch.zeros(1)}, tmp_path / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError) as error:
@@ -484,7 +486,7 @@ def test_bfloat16_pools_in_float32():
     states = torch.randn(2, 60, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
     counted = torch.ones(2, 60, dtype=torch.bool)
     for how in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
-        got = Sentence(PoolingConfig(pools=(how,)))(states, counted)
+        got = SentencePooling(PoolingConfig(pools=(how,)))(states, counted)
         want = torch.stack([pool_by_formula(how, row.double()) for row in states]).bfloat16()
         assert got.dtype == torch.bfloat16
         assert (got.float() - want.float()).abs().max() <= want.float().abs().max() * 2**-8

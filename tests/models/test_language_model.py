@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
 from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 
 import glassformer
@@ -171,6 +171,7 @@ def test_empty_text_begins_a_document(lm, tokenizer):
         ("a", {"temperature": 0.0, "seed": 3}, "seed has no effect at temperature 0"),
         ("a", {"stop": ""}, "stop strings must not be empty"),
         ("a", {"max_tokens": 0}, "max_tokens must be a whole number from 1"),
+        ("a", {"max_tokens": -1}, "max_tokens must be a whole number from 1, got -1"),
         ("a", {"logit_bias": {100_000: 1.0}}, "logit_bias: token id 100000"),
         ([], {}, "prompt is empty"),
         ([5, 100_000], {}, "token id 100000 is out of range: allowed are 0 to 299"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from safetensors.torch import load_file
 from tiny import assert_near, tiny
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import PAIRS, assert_near, pair_config, randomise, tiny, wake
+from tiny import ENCODER_DECODERS, assert_near, encoder_decoder_config, randomise, randomise_sharp, tiny
 
 import glassformer
 from glassformer.config import RecurrentConfig
@@ -33,7 +33,7 @@ TEXTS = ["the cat sat", "吾輩は猫", "the mat ate the hat", "é", "a dog"]
 
 def transformer_config(name):
     """Return a config with an untied head, except "post": a tied head with random weights repeats one token."""
-    config = replace(pair_config(name, shared_embedding=False), family="pair", vocab_size=VOCAB)
+    config = replace(encoder_decoder_config(name, shared_embedding=False), family="pair", vocab_size=VOCAB)
     config = replace(config, tied_head=name == "post")
     shared = name in ("post", "pre")
     return replace(config, encoder=replace(config.encoder, vocab_size=VOCAB), shared_embedding=shared)
@@ -53,11 +53,11 @@ def make_translator(name):
             for p in model.parameters():
                 p.mul_(1.5 if p.ndim > 1 else 1.0)
     else:
-        model = wake(EncoderDecoder(transformer_config(name)))
+        model = randomise_sharp(EncoderDecoder(transformer_config(name)))
     return Translator(model, TOKENIZER)
 
 
-TRANSLATORS = {name: make_translator(name) for name in (*PAIRS, *RECURRENT)}
+TRANSLATORS = {name: make_translator(name) for name in (*ENCODER_DECODERS, *RECURRENT)}
 EACH = pytest.mark.parametrize("name", TRANSLATORS)
 
 
@@ -120,7 +120,7 @@ def test_translate_errors_name_the_text():
 # ---- alignment
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
 @torch.no_grad()
 def test_alignment_equals_cross_attention(name):
     """Recomputed probabilities equal those that a tap captures during the forward pass."""
@@ -265,15 +265,17 @@ def test_unsuitable_tokenizers_raise(folder, name):
 # ---- config.json
 
 
-CONFIGS = {name: transformer_config(name) for name in PAIRS} | {kind: recurrent_config(kind) for kind in RECURRENT}
+CONFIGS = {name: transformer_config(name) for name in ENCODER_DECODERS} | {
+    kind: recurrent_config(kind) for kind in RECURRENT
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_json_round_trip(name):
     raw = json.loads(json.dumps(write_config(CONFIGS[name])))
     assert read_config(raw, "config.json") == CONFIGS[name]
-    assert raw["model_type"] == ("pair" if name in PAIRS else "recurrent_pair")
-    if name in PAIRS:
+    assert raw["model_type"] == ("pair" if name in ENCODER_DECODERS else "recurrent_pair")
+    if name in ENCODER_DECODERS:
         assert [layer["repeat"] for layer in raw["layers"]] == [2]
         layers = CONFIGS[name].layers
         changed = replace(CONFIGS[name], layers=(*layers, replace(layers[0], norm_at=("out",))))

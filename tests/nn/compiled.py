@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import torch
-from tiny import pair_config, random_ids, read, run, tiny, tiny_config, wake
+from tiny import encode_source, encoder_decoder_config, random_ids, randomise_sharp, run, tiny, tiny_config
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import change
@@ -29,7 +29,7 @@ def compiled(model):
 def plain():
     """Six equal layers: one graph, whose code is the same as without `see`."""
     full = tiny("llama")
-    model = wake(Decoder(replace(full.config, layers=full.config.layers * 2)))
+    model = randomise_sharp(Decoder(replace(full.config, layers=full.config.layers * 2)))
     ids = random_ids(model.config, 2, 16)
     want, graphs = run(model, ids), compiled(model)
     got = run(model, ids)
@@ -89,7 +89,7 @@ def latents():
 
 def decoding(config, uneven=False):
     """Run a prefill and 40 decoding steps with a cache; return the number of graphs after each."""
-    model = wake(Decoder(config))
+    model = randomise_sharp(Decoder(config))
     ids, counts = random_ids(config, 2, 52), []
     want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 60), []
     begins = [12, 9] if uneven else [12, 12]
@@ -108,10 +108,10 @@ def decoding(config, uneven=False):
 
 def with_source():
     """Run four equal decoder layers with a padded source: a prefill and 20 decoding steps with a cache."""
-    config = pair_config("post")
-    model = wake(EncoderDecoder(replace(config, layers=config.layers * 2)))
+    config = encoder_decoder_config("post")
+    model = randomise_sharp(EncoderDecoder(replace(config, layers=config.layers * 2)))
     sources, ids = random_ids(config.encoder, 3, 9), random_ids(config, 3, 24)
-    source = read(model, sources, (9, 4, 1))
+    source = encode_source(model, sources, (9, 4, 1))
     want, graphs, counts, parts = run(model, ids, source=source), compiled(model), [], []
     cache = DenseCache.of(model.config, 3, 30, source=source)
     with torch.no_grad():

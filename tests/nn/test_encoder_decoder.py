@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import (
-    PAIRS,
+    ENCODER_DECODERS,
     assert_near,
     by_definition,
-    moved,
-    pair_config,
+    encode_source,
+    encoder_decoder_config,
     randomise,
-    read,
+    relative_change,
     run,
     run_cached,
-    tiny_pair,
+    tiny_encoder_decoder,
 )
 from torch import nn
 
@@ -41,17 +41,17 @@ from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.step import Step
 from glassformer.training.init import init_glorot, init_weights
 
-MODELS = {name: tiny_pair(name) for name in PAIRS}
+MODELS = {name: tiny_encoder_decoder(name) for name in ENCODER_DECODERS}
 LENGTHS, TARGET_LENGTHS = (9, 4, 1, 7), (6, 11, 3, 1)  # of four sources and their targets
 SOURCES, TARGETS = (torch.randint(83, (4, n), generator=torch.Generator().manual_seed(n)) for n in (9, 11))
 CHUNKS = ([11], [1] * 11, [4, 1, 6], [10, 1])
 BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
-EACH = pytest.mark.parametrize("name", PAIRS)
+EACH = pytest.mark.parametrize("name", ENCODER_DECODERS)
 
 
 def single(model, b, length=None):
     """Return the logits of sequence b as a batch of one without padding."""
-    source = read(model, SOURCES[b : b + 1, : LENGTHS[b]])
+    source = encode_source(model, SOURCES[b : b + 1, : LENGTHS[b]])
     return run(model, TARGETS[b : b + 1, :length], source=source)[0]
 
 
@@ -142,10 +142,12 @@ def test_model_equals_torch_transformer(norm_at, final_norm, attend):
     ours.load_state_dict(convert_weights(theirs, norm_at == "pre"))
     with torch.no_grad():
         want = theirs(SOURCES, LENGTHS, TARGETS)
-        got = run(ours, TARGETS, source=read(ours, SOURCES, LENGTHS, attend=attend), attend=attend)
+        got = run(ours, TARGETS, source=encode_source(ours, SOURCES, LENGTHS, attend=attend), attend=attend)
         assert_near(got, want)
-        assert moved(theirs(SOURCES, (9,) * 4, TARGETS), want) > 1e-2, "padding must change the logits"
-        assert moved(theirs(SOURCES.roll(1, 0), LENGTHS, TARGETS), want) > 1e-2, "the source must change the logits"
+        assert relative_change(theirs(SOURCES, (9,) * 4, TARGETS), want) > 1e-2, "padding must change the logits"
+        assert relative_change(theirs(SOURCES.roll(1, 0), LENGTHS, TARGETS), want) > 1e-2, (
+            "the source must change the logits"
+        )
 
 
 @BACKENDS
@@ -183,10 +185,10 @@ def test_attention_equals_torch_multihead_attention(source, attend):
 def test_padded_equals_single(name, attend):
     """In a batch of different lengths, the logits of each sequence equal those of a batch of one."""
     model = MODELS[name]
-    padded = read(model, SOURCES, LENGTHS, attend=attend)
+    padded = encode_source(model, SOURCES, LENGTHS, attend=attend)
     batched = run(model, TARGETS, lengths=TARGET_LENGTHS, source=padded, attend=attend)
     for b, (n, written) in enumerate(zip(LENGTHS, TARGET_LENGTHS, strict=True)):
-        assert_near(padded.states[b, :n], read(model, SOURCES[b : b + 1, :n]).states[0])
+        assert_near(padded.states[b, :n], encode_source(model, SOURCES[b : b + 1, :n]).states[0])
         assert_near(batched[b, :written], single(model, b, written))
     assert not batched.isnan().any()
 
@@ -199,7 +201,7 @@ def test_padding_tokens_do_not_change_logits(name):
         for row, n in zip(rows, lengths, strict=True):
             row[n:] = (row[n:] + 7) % 83
     a, b = (
-        run(model, targets, lengths=TARGET_LENGTHS, source=read(model, sources, LENGTHS))
+        run(model, targets, lengths=TARGET_LENGTHS, source=encode_source(model, sources, LENGTHS))
         for sources, targets in ((SOURCES, TARGETS), others)
     )
     for row, n in enumerate(TARGET_LENGTHS):
@@ -209,7 +211,7 @@ def test_padding_tokens_do_not_change_logits(name):
 @EACH
 def test_padding_gets_no_gradient(name):
     """Each source token occurs once, and no target token is a source token."""
-    model = tiny_pair(name)
+    model = tiny_encoder_decoder(name)
     model.zero_grad()
     sources = torch.arange(36).view(4, 9)
     source = model.encode(sources, Step.of(sources, LENGTHS))
@@ -229,13 +231,13 @@ def test_encoder_is_not_causal(name):
     model = MODELS[name]
     changed = SOURCES.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 83
-    a, b = (read(model, ids).states for ids in (SOURCES, changed))
-    assert moved(b[:, 0], a[:, 0]) > 1e-3
+    a, b = (encode_source(model, ids).states for ids in (SOURCES, changed))
+    assert relative_change(b[:, 0], a[:, 0]) > 1e-3
     later = TARGETS.clone()
     later[:, 6:] = (later[:, 6:] + 1) % 83
-    x, y = (run(model, ids, source=read(model, SOURCES)) for ids in (TARGETS, later))
+    x, y = (run(model, ids, source=encode_source(model, SOURCES)) for ids in (TARGETS, later))
     assert torch.equal(x[:, :6], y[:, :6])
-    assert moved(y[:, 6:], x[:, 6:]) > 1e-2
+    assert relative_change(y[:, 6:], x[:, 6:]) > 1e-2
 
 
 # ---- cached decoding ----
@@ -246,7 +248,7 @@ def test_encoder_is_not_causal(name):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
 def test_cached_equals_uncached(name, lengths, attend):
     model = MODELS[name]
-    source = read(model, SOURCES, lengths)
+    source = encode_source(model, SOURCES, lengths)
     want = run(model, TARGETS, source=source)
     for chunks in CHUNKS:
         cache = DenseCache.of(model.config, 4, 11, source=source)
@@ -257,7 +259,7 @@ def test_cached_equals_uncached(name, lengths, attend):
 def test_uneven_batch_equals_single(name):
     """Each forward pass adds a different number of tokens to each sequence, possibly none."""
     model = MODELS[name]
-    cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
+    cache = DenseCache.of(model.config, 4, 11, source=encode_source(model, SOURCES, LENGTHS))
     parts, at = [[] for _ in LENGTHS], [0] * 4
     for counts in ([3, 7, 1, 1], [1, 1, 1, 0], [2, 3, 0, 0], [0, 0, 1, 0]):
         ids = torch.zeros(4, max(counts), dtype=torch.long)
@@ -278,7 +280,7 @@ def test_uneven_batch_equals_single(name):
 def test_select_includes_the_source(name, rows):
     """`select` also selects the keys, values and mask of the source."""
     model = MODELS[name]
-    cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
+    cache = DenseCache.of(model.config, 4, 11, source=encode_source(model, SOURCES, LENGTHS))
     first = run_cached(model, TARGETS[:, :5], [5], cache)
     cache.select(rows)
     rest = run_cached(model, TARGETS[rows, 5:], [1, 3, 2], cache)
@@ -289,7 +291,7 @@ def test_select_includes_the_source(name, rows):
 def test_repeated_source():
     """A source may be repeated before the first forward pass, with and without padding."""
     model = MODELS["post"]
-    for source in (read(model, SOURCES[:1]), read(model, SOURCES[:1], (6,))):
+    for source in (encode_source(model, SOURCES[:1]), encode_source(model, SOURCES[:1], (6,))):
         cache = DenseCache.of(model.config, 1, 11, source=source)
         cache.select([0] * 4)
         want = run(model, TARGETS, source=source.select(torch.tensor([0] * 4)))
@@ -300,7 +302,7 @@ def test_repeated_source():
 def test_source_keys_are_computed_once():
     model, calls = MODELS["post"], []
     hooks = [block.cross.k.register_forward_hook(lambda *_: calls.append(1)) for block in model.blocks]
-    cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
+    cache = DenseCache.of(model.config, 4, 11, source=encode_source(model, SOURCES, LENGTHS))
     run_cached(model, TARGETS, [1] * 5 + [6], cache)
     for hook in hooks:
         hook.remove()
@@ -323,29 +325,29 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "path", "value"), SETTINGS)
 def test_every_setting_changes_the_logits(name, path, value):
-    model, other = MODELS[name], EncoderDecoder(pair_config(name, **{path: value}))
+    model, other = MODELS[name], EncoderDecoder(encoder_decoder_config(name, **{path: value}))
     other.load_state_dict(model.state_dict(), strict=False)
-    a, b = (run(m, TARGETS, source=read(m, SOURCES, LENGTHS)) for m in (model, other))
-    assert moved(b, a) > 1e-3
+    a, b = (run(m, TARGETS, source=encode_source(m, SOURCES, LENGTHS)) for m in (model, other))
+    assert relative_change(b, a) > 1e-3
 
 
 def test_shared_embedding_is_one_parameter():
-    model, separate = (tiny_pair(name) for name in ("post", "separate"))
+    model, separate = (tiny_encoder_decoder(name) for name in ("post", "separate"))
     names = {name for name, _ in model.named_parameters()}
     assert "embed.weight" in names
     assert "encoder.embed.weight" not in names
     assert model.encoder.embed.weight is model.embed.weight is model.head.weight
     assert {"embed.weight", "encoder.embed.weight", "head.weight"} <= {n for n, _ in separate.named_parameters()}
-    changed = tiny_pair("post")
+    changed = tiny_encoder_decoder("post")
     with torch.no_grad():
         changed.embed.weight[SOURCES[0, 0]] += 1
-    assert moved(read(changed, SOURCES).states, read(model, SOURCES).states) > 1e-2
+    assert relative_change(encode_source(changed, SOURCES).states, encode_source(model, SOURCES).states) > 1e-2
 
 
 def test_make_model():
-    assert type(make_model(pair_config("post"))) is EncoderDecoder
+    assert type(make_model(encoder_decoder_config("post"))) is EncoderDecoder
     assert type(make_model(change(tiny_decoder_config(), "vocab_size", 50))) is Decoder
-    assert type(EncoderDecoder(pair_config("post")).encoder) is Encoder
+    assert type(EncoderDecoder(encoder_decoder_config("post")).encoder) is Encoder
 
 
 def tiny_decoder_config():
@@ -373,7 +375,7 @@ PLAIN = AttentionConfig(4, 4, 12)
 ], ids=str)  # fmt: skip
 def test_invalid_config_raises_config_error(path, value, message):
     with pytest.raises(ConfigError, match=message):
-        pair_config("post", **{path: value})
+        encoder_decoder_config("post", **{path: value})
 
 
 def test_shared_embedding_without_encoder_raises():
@@ -442,7 +444,7 @@ def test_shared_embedding_requires_equal_vocabularies():
 
 @EACH
 def test_chunked_loss_reaches_every_parameter(name):
-    model = tiny_pair(name)
+    model = tiny_encoder_decoder(name)
     targets = TARGETS.roll(-1, 1).clone()
     for row, n in zip(targets, TARGET_LENGTHS, strict=True):
         row[n:] = -100
@@ -466,7 +468,7 @@ def test_chunked_loss_reaches_every_parameter(name):
 @EACH
 def test_init_weights(name):
     """As in GPT-2: projections to a residual stream are divided by the root of their number."""
-    model, again = (init_weights(EncoderDecoder(pair_config(name)), 0) for _ in range(2))
+    model, again = (init_weights(EncoderDecoder(encoder_decoder_config(name)), 0) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     for n, p in model.named_parameters():
         if p.ndim == 1:
@@ -481,7 +483,7 @@ def test_init_weights(name):
 @EACH
 def test_init_glorot(name):
     """Matrices are Glorot uniform; embeddings have variance 1 / D, so that logits have variance 1."""
-    model, again, other = (init_glorot(EncoderDecoder(pair_config(name)), seed) for seed in (0, 0, 1))
+    model, again, other = (init_glorot(EncoderDecoder(encoder_decoder_config(name)), seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(model.embed.weight, other.embed.weight)
     for n, p in model.named_parameters():

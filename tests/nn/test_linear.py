@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import PAIRS, random_ids, read, run, tiny, tiny_pair
+from tiny import ENCODER_DECODERS, encode_source, random_ids, run, tiny, tiny_encoder_decoder
 from tiny_families import CONFIGS
 from torch import nn
 
@@ -41,14 +41,18 @@ def opaque(module):
     return found
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *PAIRS])
+@pytest.mark.parametrize("name", [*CONFIGS, *ENCODER_DECODERS])
 def test_forward_pass_reads_no_weight(name):
-    model = tiny_pair(name, seed=8) if name in PAIRS else tiny(name, seed=8)
+    model = tiny_encoder_decoder(name, seed=8) if name in ENCODER_DECODERS else tiny(name, seed=8)
     ids = random_ids(model.config, 2, 7)
 
     @torch.no_grad()
     def logits():
-        return run(model, ids, source=read(model, random_ids(model.encoder.config, 2, 5)) if name in PAIRS else None)
+        return run(
+            model,
+            ids,
+            source=encode_source(model, random_ids(model.encoder.config, 2, 5)) if name in ENCODER_DECODERS else None,
+        )
 
     expected = logits()
     layers = opaque(model)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from generate.writers import END, make_tokenizer
+from generate.scripted import END, make_tokenizer
 from hf_models import CaptureTap, hf_random
 from safetensors.torch import load_file, save_file
 from test_fields import (
@@ -18,8 +18,8 @@ from test_fields import (
     float32_equivalent,
     random_state,
 )
-from tiny import TOLERANCE, assert_near, moved, random_ids, read, run, run_cached, wake
-from tiny_translators import CONFIGS, PAIR_FAMILIES
+from tiny import TOLERANCE, assert_near, encode_source, random_ids, randomise_sharp, relative_change, run, run_cached
+from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 import glassformer
 from glassformer.cache.dense import DenseCache
@@ -56,7 +56,7 @@ VARIANTS = {
     ],
     "flan": [{}, {"layers.*.mlp": SILU, "encoder.layers.*.mlp": SILU}],
 }
-CASES = [(family, changes) for family in PAIR_FAMILIES for changes in VARIANTS[family]]
+CASES = [(family, changes) for family in SEQ2SEQ_FAMILIES for changes in VARIANTS[family]]
 LENGTHS = (50, 23, 1)  # longer than the largest relative distance with a bucket of its own
 
 
@@ -67,7 +67,7 @@ def make_model(family, changes=None, seed=0):
         n = config.encoder.n_layers if path.startswith("encoder.") else config.n_layers
         for i in range(n if "*" in path else 1):
             config = change(config, path.replace("*", str(i)), value)
-    return wake(EncoderDecoder(config), seed=seed)
+    return randomise_sharp(EncoderDecoder(config), seed=seed)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def assert_same_run(model, hf):
     sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 45, seed=2)
     logits, blocks = hf_run(hf, sources, ids, LENGTHS)
     captured = CaptureTap(".resid_post")
-    source = read(model, sources, LENGTHS, tap=captured)
+    source = encode_source(model, sources, LENGTHS, tap=captured)
     assert_near(run(model, ids, source=source, tap=captured), logits)
     assert len(blocks) == len(captured) == model.encoder.config.n_layers + model.config.n_layers
     for (name, ours), theirs in zip(captured.items(), blocks, strict=True):
@@ -151,7 +151,7 @@ def random_hf_model(family):
     return hf
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_model_of_transformers_round_trips(family, tmp_path):
     hf = random_hf_model(family)
     hf.save_pretrained(tmp_path / "theirs")
@@ -172,7 +172,7 @@ def test_model_of_transformers_round_trips(family, tmp_path):
     assert torch.equal(hf_run(reloaded, sources, ids)[0], hf_run(hf, sources, ids)[0])
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_all_problems_are_in_one_error(family, tmp_path):
     """A missing tensor, an unused one, a wrong shape, and a tensor stored twice."""
     save_model(make_model(family), tmp_path, shard=100_000)
@@ -218,17 +218,17 @@ def test_checkpoint_without_head_and_with_copied_tables_opens(family, tmp_path):
         load_seq2seq(tmp_path)
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_cached_and_uneven_batches_equal_single_uncached_sequences(family):
     model = make_model(family)
     sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 40, seed=2)
-    source = read(model, sources, LENGTHS)
+    source = encode_source(model, sources, LENGTHS)
     expected = run(model, ids, source=source)
     for chunks in ([40], [1] * 40, [7, 1, 20, 12]):
         cache = DenseCache.of(model.config, 3, 40, source=source)
         assert_near(run_cached(model, ids, chunks, cache), expected)
     for b, n in enumerate(LENGTHS):
-        assert_near(expected[b], run(model, ids[b : b + 1], source=read(model, sources[b : b + 1, :n]))[0])
+        assert_near(expected[b], run(model, ids[b : b + 1], source=encode_source(model, sources[b : b + 1, :n]))[0])
     together = run(model, ids, lengths=(40, 9, 1), source=source)
     for b, n in enumerate((40, 9, 1)):
         assert_near(together[b, :n], expected[b, :n])
@@ -270,7 +270,7 @@ FIXED_IN = {  # of each family, on both sides
 }
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_every_field_matters(family):
     """Change any one field on either side: a parameter changes its shape, or the logits by at least 100 tolerances.
 
@@ -279,7 +279,7 @@ def test_every_field_matters(family):
     model = make_model(family)
     config, state = model.config, dict(model.named_parameters())
     sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
-    logits, tried, n_compared = run(model, ids, source=read(model, sources)), set(), 0
+    logits, tried, n_compared = run(model, ids, source=encode_source(model, sources)), set(), 0
     for path, key, old in config_fields(config):
         for value in OTHER_VALUES[key]:
             if value in (old, float32_equivalent(old)) or (key == "context_length" and config.positions != "learned"):
@@ -296,7 +296,10 @@ def test_every_field_matters(family):
             other.load_state_dict(
                 {name: new[name] for name in parameters}, strict=False
             )  # a shared table has two names
-            difference, n_compared = moved(run(other, ids, source=read(other, sources)), logits), n_compared + 1
+            difference, n_compared = (
+                relative_change(run(other, ids, source=encode_source(other, sources)), logits),
+                n_compared + 1,
+            )
             minimum = 1e-5 if {value, old} == SIMILAR_ACTIVATIONS else 100 * TOLERANCE
             assert difference >= minimum, f"{path}: {old!r} -> {value!r} changes the logits by only {difference:.1e}"
     untried = {path for path, *_ in config_fields(config)} - tried
@@ -304,7 +307,7 @@ def test_every_field_matters(family):
     assert n_compared > 60
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_every_config_key_is_used(family, tmp_path):
     raw = write_config(CONFIGS[family]())
     config = read_config(raw, "config.json")
@@ -391,7 +394,7 @@ def test_load_decoder_rejects_an_encoder_decoder(tmp_path):
 def varied_model(family):
     """Return a model whose greedy text varies: a head tied to a random table repeats one token."""
     if family in ("t5", "flan"):
-        model = wake(EncoderDecoder(CONFIGS[family]()), seed=2)
+        model = randomise_sharp(EncoderDecoder(CONFIGS[family]()), seed=2)
         model.embed.weight.mul_(0.05)
         for name, p in model.named_parameters():
             if name.endswith("mlp.down.weight"):  # without what it adds to all tokens alike
@@ -449,7 +452,7 @@ def test_text_stops_when_every_token_is_banned():
     assert result.finish == "stop"
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_generated_tokens_equal_transformers(family, tmp_path):
     """48 greedy tokens and the three best beams of two sources: batched here, one at a time in transformers.
 
@@ -473,7 +476,7 @@ def test_generated_tokens_equal_transformers(family, tmp_path):
         assert all(len(set(results[0].ids)) > 3 for results in ours), "degenerate text"
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_exhaustive_beam_equals_transformers_when_texts_end(family, tmp_path):
     """The beam holds every text of two tokens: both sides return the same texts with the same probabilities.
 
@@ -552,7 +555,7 @@ def config_with_vocabulary(family, tokenizer):
     return replace(config, vocab_size=size, encoder=change(config.encoder, "vocab_size", size))
 
 
-@pytest.mark.parametrize("family", PAIR_FAMILIES)
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_translation_of_saved_folder_equals_transformers(family, tmp_path, capsys):
     """Load, translate, save, load: the tokenizer ends sources; generation_config.json sets how targets begin."""
     tokenizer = make_ending_tokenizer()
@@ -561,7 +564,7 @@ def test_translation_of_saved_folder_equals_transformers(family, tmp_path, capsy
         "forced_bos_token_id": 70, "bad_words_ids": [[3], [9]],
     }  # fmt: skip
     Translator(
-        wake(EncoderDecoder(config_with_vocabulary(family, tokenizer))), tokenizer, generation_config=special
+        randomise_sharp(EncoderDecoder(config_with_vocabulary(family, tokenizer))), tokenizer, generation_config=special
     ).save(tmp_path)
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from hf_models import CaptureTap, hf_random
 from safetensors.torch import load_file, save_file
 from test_fields import LAYER, SIMILAR_ACTIVATIONS, assert_key_is_used, count_rejected_keys
 from test_fields import OTHER_VALUES as DECODER_VALUES
-from tiny import TOLERANCE, assert_near, moved
+from tiny import TOLERANCE, assert_near, relative_change
 from tiny_encoders import CONFIGS, outputs, some_ids, tiny_encoder
 
 from glassformer.config import MaskedHeadConfig, change
@@ -296,7 +296,7 @@ def test_every_field_matters(family):
                 continue
             other.load_state_dict(state)
             changed = outputs(other, ids, types=types)
-            difference = max(moved(changed[name], baseline[name]) for name in baseline)
+            difference = max(relative_change(changed[name], baseline[name]) for name in baseline)
             minimum = 1e-5 if {value, old} == SIMILAR_ACTIVATIONS else 100 * TOLERANCE
             assert difference >= minimum, f"{path}: {old!r} -> {value!r} changes the outputs by only {difference:.1e}"
     untried = {path for path, *_ in config_fields(config)} - tried
@@ -313,7 +313,7 @@ def test_token_types_change_the_states(family):
     ids = some_ids(model.config, 2, 40)
     plain = outputs(model, ids)["states"]
     assert_near(outputs(model, ids, types=torch.zeros_like(ids))["states"], plain, 0.0)
-    assert moved(outputs(model, ids, types=token_types(model.config, ids))["states"], plain) > 100 * TOLERANCE
+    assert relative_change(outputs(model, ids, types=token_types(model.config, ids))["states"], plain) > 100 * TOLERANCE
 
 
 HEADLESS = {family: replace(config, pooler=False, head=None, next_sentence=False) for family, config in CONFIGS.items()}

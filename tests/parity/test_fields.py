@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 from cases import HF_CONFIGS
-from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny, tiny_config
+from tiny import TOLERANCE, encoder_decoder_config, random_ids, randomise, relative_change, run, tiny, tiny_config
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
@@ -99,7 +99,7 @@ OTHER_VALUES = {
     "embed_scale": [2.5],
     "attention.causal": [True, False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
-    "encoder": [pair_config("post").encoder],
+    "encoder": [encoder_decoder_config("post").encoder],
     "shared_embedding": [True, False],
 }
 REJECTED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder
@@ -164,7 +164,7 @@ def test_every_field_matters(family):
             if any(p.shape != new[name].shape for name, p in other.state_dict().items()):
                 continue
             other.load_state_dict(new)
-            difference = moved(run(other, ids), logits)
+            difference = relative_change(run(other, ids), logits)
             minimum = 1e-5 if {value, old} == SIMILAR_ACTIVATIONS else 100 * TOLERANCE
             assert difference >= minimum, f"{path}: {old!r} -> {value!r} changes the logits by only {difference:.1e}"
     untried = {path for path, *_ in config_fields(config)} - tried

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import httpx2
 import openai
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import tiny
 
 from glassformer.models.language_model import LanguageModel

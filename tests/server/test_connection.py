@@ -10,7 +10,7 @@ import sys
 import httpx2
 import pytest
 from server.conftest import serving, tiny_lm
-from server.test_queue import Slow, opened, wait_until, writing
+from server.test_queue import SlowModel, completion_body, open_request, wait_until
 
 from glassformer.server import connection
 
@@ -107,9 +107,9 @@ def test_a_rejected_client_cannot_keep_its_connection(served):
 def test_a_long_computation_does_not_time_out(monkeypatch):
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "WRITE_SECONDS"):
         monkeypatch.setattr(connection, name, 0.1)
-    slow = Slow(seconds=0.05)
+    slow = SlowModel(seconds=0.05)
     with serving([("one", slow.lm)]) as (url, _):
-        answer = httpx2.post(f"{url}/v1/completions", json=writing("one", max_tokens=20), timeout=60)
+        answer = httpx2.post(f"{url}/v1/completions", json=completion_body("one", max_tokens=20), timeout=60)
     assert answer.status_code == 200
     assert slow.passes > 5, "longer than all limits"
 
@@ -126,9 +126,9 @@ def test_a_client_that_does_not_read_is_disconnected(served):
 
 def test_too_many_connections_close_the_oldest_that_wait(monkeypatch):
     monkeypatch.setattr("glassformer.server.run.MAX_CONNECTIONS", 4)
-    slow = Slow()
+    slow = SlowModel()
     with serving([("one", slow.lm)]) as (url, app):
-        busy = [opened(url, "/v1/completions", writing("one", stream=True)) for _ in range(2)]
+        busy = [open_request(url, "/v1/completions", completion_body("one", stream=True)) for _ in range(2)]
         for sock in busy:
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
         half = [connect(url, b"GET /health HTTP/1.1\r\n") for _ in range(20)]
@@ -139,7 +139,7 @@ def test_too_many_connections_close_the_oldest_that_wait(monkeypatch):
             assert sock.recv(100), "requests that run are not closed"
         for sock in half:
             sock.close()
-        more = [opened(url, "/v1/completions", writing("one", stream=True)) for _ in range(2)]
+        more = [open_request(url, "/v1/completions", completion_body("one", stream=True)) for _ in range(2)]
         for sock in more:
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
         with connect(url, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:

@@ -11,7 +11,7 @@ import time
 
 import httpx2
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from server.conftest import tiny_lm
 
 from glassformer.cli import main

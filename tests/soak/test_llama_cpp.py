@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from generate.writers import TEXTS, make_tokenizer
-from tiny import random_ids, wake
+from generate.scripted import TEXTS, make_tokenizer
+from tiny import random_ids, randomise_sharp
 from tiny_encoders import embedder
 from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
@@ -100,7 +100,7 @@ def lm(request):
     """Return a model overfitted on one text, so that rounding never changes a greedy token."""
     tokenizer = make_tokenizer()
     config = compatible_config(request.param, {}, vocab_size=tokenizer.vocab_size)
-    model = wake(Decoder(config))
+    model = randomise_sharp(Decoder(config))
     ids = torch.tensor([tokenizer.encode(TEXT)])[:, :64]
     rate, steps = (1e-2, 400) if config.logit_softcap else (3e-3, 150)  # soft-capped logits grow slowly
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=0.0)
@@ -143,7 +143,7 @@ def test_token_ids(pre, tmp_path):
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
     config = compatible_config("qwen3", {}, vocab_size=tokenizer.vocab_size)
-    LanguageModel(wake(Decoder(config)), tokenizer).save_gguf(tmp_path / "a.gguf", "F32")
+    LanguageModel(randomise_sharp(Decoder(config)), tokenizer).save_gguf(tmp_path / "a.gguf", "F32")
     ours = load(tmp_path / "a.gguf")
     theirs = run_llama_cpp(tmp_path / "a.gguf", prompts=[], texts=LETTERS)["tokens"]
     assert theirs == [ours.encode(text) for text in LETTERS] == [tokenizer.encode(text) for text in LETTERS]
@@ -168,7 +168,7 @@ def test_logits_of_variants(family, changes, tmp_path):
     """Random weights with other rope scalings, windows, norms or heads."""
     tokenizer = make_tokenizer()
     config = compatible_config(family, changes, vocab_size=tokenizer.vocab_size)
-    ours = LanguageModel(wake(Decoder(config)), tokenizer)
+    ours = LanguageModel(randomise_sharp(Decoder(config)), tokenizer)
     ours.save_gguf(tmp_path / "a.gguf", "F32")
     ids = random_ids(config, 1, 40)[0].tolist()
     theirs = run_llama_cpp(tmp_path / "a.gguf", prompts=[ids])

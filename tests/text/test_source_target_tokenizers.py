@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 import transformers
 from test_tokenizer_formats import assert_same_ids, gpt2_folder
-from tiny import wake
+from tiny import randomise_sharp
 from tiny_translators import CONFIGS
 from tokenizers import AddedToken
 
@@ -216,7 +216,7 @@ def save_tiny_model(family, folder, size, special):
     """Save a tiny model into a folder with a tokenizer, and load it with `transformers`."""
     config = CONFIGS[family]()
     config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
-    save_model(wake(EncoderDecoder(config)), folder, extra=special)
+    save_model(randomise_sharp(EncoderDecoder(config)), folder, extra=special)
     return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 

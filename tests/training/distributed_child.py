@@ -17,7 +17,7 @@ STEPS, BATCH = 20, 4
 
 
 def runs() -> dict[str, dict]:
-    """The settings of each run; everything in float32."""
+    """Return the settings of each run, all in float32."""
     common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10}
     return {
         "adamw": common | {"optim": OptimConfig(name="adamw")},
@@ -26,7 +26,7 @@ def runs() -> dict[str, dict]:
 
 
 def seq2seq_runs() -> dict[str, dict]:
-    """The settings of each run on pairs. 8 held-out pairs, of which 7 are written: one place is filled up."""
+    """Return the settings of each seq2seq run. 7 of 8 held-out examples are generated, so one rank pads its batch."""
     common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10, "exact_match_examples": 7}
     return {"pairs": common | {"accumulate": 2, "label_smoothing": 0.1}, "recurrent": common | {"model": RECURRENT}}
 
@@ -35,21 +35,21 @@ def main() -> None:
     out, tokenizer = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # once, for both runs
-    read: list[tuple[str, int]] = []
-    real = PackedLoader.next
+    sequences: list[tuple[str, int]] = []
+    load_next = PackedLoader.next
 
-    def noted(self: PackedLoader):
-        rows = real(self)
+    def record_next(self: PackedLoader):
+        rows = load_next(self)
         digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows.ids]
         counts = (rows.targets != -100).sum(1).tolist()
-        read.extend(zip(digests, counts, strict=True))
+        sequences.extend(zip(digests, counts, strict=True))
         return rows
 
-    PackedLoader.next = noted
+    PackedLoader.next = record_next
     for name, settings in runs().items():
-        read.clear()
+        sequences.clear()
         tiny_run(out / name, tokenizer, **settings)
-        (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(read))
+        (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(sequences))
     for name, settings in seq2seq_runs().items():
         seq2seq_run(out / name, **settings)
     dist.destroy_process_group()

@@ -56,6 +56,9 @@ def test_wrong_value_raises_error_that_names_it(name):
     [
         (lambda: OptimConfig(betas=(0.9,)), "optim.betas must be a tuple of 2 numbers, got (0.9,)"),
         (lambda: OptimConfig(lr=math.inf), "optim.lr must be a finite number or None, got inf"),
+        (lambda: OptimConfig(lr=1e99), "optim.lr must be above 0 and at most 1,000, got 1e+99"),
+        (lambda: OptimConfig(lr=0.0), "optim.lr must be above 0 and at most 1,000, got 0.0"),
+        (lambda: OptimConfig(weight_decay=1e99), "optim.weight_decay must be from 0 to 1,000, got 1e+99"),
         (lambda: OptimConfig(clip=math.nan), "optim.clip must be a finite number, got nan"),
         (lambda: ScheduleConfig(warmup=2.5), "schedule.warmup must be a whole number, got 2.5"),
         (lambda: InitConfig(std="0.1"), "init.std must be a finite number, got '0.1'"),
@@ -98,5 +101,5 @@ def test_recorded_config_round_trips_and_each_wrong_field_raises_config_error(ta
 
 
 def test_replace_checks_again():
-    with pytest.raises(ConfigError, match="batch must be at least 1, got 0"):
-        replace(TrainConfig(), batch=0)
+    with pytest.raises(ConfigError, match="batch must be at least 0, got -1"):
+        replace(TrainConfig(), batch=-1)

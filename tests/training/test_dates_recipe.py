@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from tiny import randomise
 
 from glassformer.families.common.shape import Seq2SeqShape
@@ -17,13 +17,13 @@ from glassformer.training.config import TrainConfig
 
 @pytest.mark.parametrize("task", dates.TASKS)
 def test_scored_examples_are_never_trained_on(task):
-    """Neither a pair nor its target, in whatever wording; nor is it what a run is evaluated on."""
-    read = {pair.target for pair in islice(pair_recipe.training_examples(task, 0, 10), 2000)}
-    aside = list(pair_recipe.held_out_examples(task, 200))
-    asked = list(dates.examples(task, 0, "held-out", 200, start=pair_recipe.UNSEEN))
-    assert len(read) > 1000
-    assert not read & {pair.target for pair in [*aside, *asked, pair_recipe.sample_example(task)]}
-    assert not {pair.origin for pair in aside} & {pair.origin for pair in asked}
+    """Neither an example nor another wording of its target is trained on, nor is it in the evaluation of a run."""
+    trained = {pair.target for pair in islice(pair_recipe.training_examples(task, 0, 10), 2000)}
+    held_out = list(pair_recipe.held_out_examples(task, 200))
+    scored = list(dates.examples(task, 0, "held-out", 200, start=pair_recipe.UNSEEN))
+    assert len(trained) > 1000
+    assert not trained & {pair.target for pair in [*held_out, *scored, pair_recipe.sample_example(task)]}
+    assert not {pair.origin for pair in held_out} & {pair.origin for pair in scored}
 
 
 def test_sample_example_is_long_and_in_words():
@@ -34,13 +34,13 @@ def test_sample_example_is_long_and_in_words():
 
 
 def test_systems_differ_only_in_their_model():
-    found = [pair_recipe.train_config(system, "dates", "x", steps=5) for system in pair_recipe.SYSTEMS]
-    assert len({replace(config, task=found[0].task) for config in found}) == 1
-    assert isinstance(found[0], TrainConfig)
+    configs = [pair_recipe.train_config(system, "dates", "x", steps=5) for system in pair_recipe.SYSTEMS]
+    assert len({replace(config, task=configs[0].task) for config in configs}) == 1
+    assert isinstance(configs[0], TrainConfig)
 
 
 def test_recipe_scores_greedy_translations():
-    """Against a count by hand of what an untrained model makes of the same pairs, and of one that knows them all."""
+    """Scores of an untrained model equal an independent count; a model that knows every target scores 1."""
     tokenizer = make_tokenizer()
     config = Seq2SeqShape(d_model=16, n_layers=1, n_heads=2, context=64).expand(tokenizer.vocab_size)
     translator = Translator(randomise(EncoderDecoder(config)), tokenizer)
@@ -54,7 +54,7 @@ def test_recipe_scores_greedy_translations():
 
 
 class Copies(Translator):
-    """What translates each text into itself."""
+    """A translator that copies each text."""
 
     def translate(self, texts, **options):
         found = super().translate(texts, max_tokens=1)

@@ -81,7 +81,7 @@ def test_flat_storage_holds_the_parameters_as_views():
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_flat_and_list_storage_give_equal_updates(name, clip):
-    """Up to rounding: the clipped norm is summed in another order, and kernels round the ends of a tensor otherwise."""
+    """Up to rounding: the clipped norm is summed in another order, and kernels round tensor ends differently."""
     config = OptimConfig(name=name, clip=clip, weight_decay=0.1)
     models, optimizers = [small(), small()], []
     pointers = [p.data_ptr() for p in models[1].parameters()]
@@ -171,8 +171,8 @@ def test_adamw_equals_torch():
         torch.testing.assert_close(value, values(theirs)[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
-def naive_muon(w, g, m, lr, config):
-    """One matrix at a time, as the description reads."""
+def muon_by_definition(w, g, m, lr, config):
+    """Muon by its definition, one matrix at a time."""
     m = config.momentum * m + (1 - config.momentum) * g
     u = config.momentum * m + (1 - config.momentum) * g if config.nesterov else m
     x = u / (u.norm() + 1e-7)
@@ -201,7 +201,7 @@ def test_muon_equals_one_matrix_at_a_time(kind, nesterov):
         optimizer.finish_gradient(1)
         optimizer.step(1.0)
         for n in weights:
-            weights[n], momenta[n] = naive_muon(weights[n], grads[n].double(), momenta[n], 0.05, config)
+            weights[n], momenta[n] = muon_by_definition(weights[n], grads[n].double(), momenta[n], 0.05, config)
     for n, p in hidden.items():
         torch.testing.assert_close(p.detach().double(), weights[n], rtol=1e-4, atol=2e-5, msg=n)
 

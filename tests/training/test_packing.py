@@ -14,7 +14,7 @@ EOS = 0
 
 
 def make(lengths, *, ordered=False, sizes=None):
-    """Documents whose tokens are all different, so that a token says where it comes from; the last one is EOS."""
+    """Return documents whose tokens are all different, so that each identifies its position, with EOS at the end."""
     documents, number = [], 1
     for length in lengths:
         documents.append([*range(number, number + length - 1), EOS])
@@ -22,23 +22,23 @@ def make(lengths, *, ordered=False, sizes=None):
     return DocumentIndex.of(documents, sizes, ordered=ordered), documents
 
 
-def naive_rows(stream, context):
-    """`stream`: (document number, place in it, whether the stream begins anew here, the document), token by token."""
+def reference_sequences(stream, context):
+    """Yield sequences of a stream of (document number, offset in it, whether the stream starts here, document)."""
     for start in range(0, len(stream) - context + 1, context):
         ids, targets, positions, borders = [], [], [], []
-        for column, (_, place, fresh, document) in enumerate(stream[start : start + context]):
-            begins = column == 0 or place == 0 or fresh
-            ids.append(document[place])
-            targets.append(document[place + 1] if place + 1 < len(document) else IGNORE)
+        for column, (_, offset, stream_start, document) in enumerate(stream[start : start + context]):
+            begins = column == 0 or offset == 0 or stream_start
+            ids.append(document[offset])
+            targets.append(document[offset + 1] if offset + 1 < len(document) else IGNORE)
             positions.append(0 if begins else positions[-1] + 1)
             borders.append(0 if column == 0 else borders[-1] + begins)
         yield ids, targets, positions, borders
 
 
 def stream_of(documents, order, offset):
-    whole = [(d, place, documents[d]) for d in order for place in range(len(documents[d]))]
-    whole = whole[offset:] + whole[:offset]
-    return [(d, place, i == 0, document) for i, (d, place, document) in enumerate(whole)]
+    stream = [(d, index, documents[d]) for d in order for index in range(len(documents[d]))]
+    stream = stream[offset:] + stream[:offset]
+    return [(d, index, i == 0, document) for i, (d, index, document) in enumerate(stream)]
 
 
 def as_tuples(rows: PackedBatch):
@@ -54,7 +54,7 @@ def test_ordered_sequences_equal_the_reference(context):
     view, documents = make(LENGTHS, ordered=True)
     loader = PackedLoader(view, context, batch=2, seed=0)
     stream = stream_of(documents, range(len(documents)), 0)
-    expected = list(naive_rows(stream, context))
+    expected = list(reference_sequences(stream, context))
     got = [row for _ in range(len(expected) // 2) for row in as_tuples(loader.next())]
     assert got == expected[: len(got)]
     assert len(got) >= 2
@@ -71,7 +71,7 @@ def test_shuffled_epochs_equal_the_reference():
     assert len(set(offsets)) > 2
     assert max(offsets) < context
     stream = [t for o, s in zip(orders, offsets, strict=True) for t in stream_of(documents, o, s)]
-    expected = list(naive_rows(stream, context))
+    expected = list(reference_sequences(stream, context))
     first = 0
     for epoch in range(epochs):
         last = -(-(epoch + 1) * total // context)
@@ -85,7 +85,7 @@ def test_curriculum_is_shuffled_after_the_first_epoch():
     view, documents = make([10] * 40, ordered=True)
     loader = PackedLoader(view, 20, batch=4, seed=0)
     epochs = [[row for _ in range(5) for row in as_tuples(loader.next())] for _ in range(3)]
-    assert epochs[0] == list(naive_rows(stream_of(documents, range(40), 0), 20))
+    assert epochs[0] == list(reference_sequences(stream_of(documents, range(40), 0), 20))
     assert sorted(epochs[1]) != sorted(epochs[0])
     assert sorted(epochs[2]) != sorted(epochs[1])
 
@@ -189,7 +189,7 @@ def test_seed_and_epoch_change_the_order():
 
 
 def test_epoch_order_has_a_fixed_hash():
-    """A saved position must mean the same rows on any version of NumPy: this is the order, whatever computes it."""
+    """A saved position must mean the same sequences in every version of NumPy: the order is fixed here."""
     assert int(_mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's published first output
     assert permutation(10, 7, 3).tolist() == [8, 5, 0, 4, 9, 6, 1, 2, 3, 7]
     assert sorted(permutation(1000, 1).tolist()) == list(range(1000))

@@ -155,7 +155,7 @@ def test_run_that_fails_in_its_first_step_can_be_repeated(tokenizer, tmp_path, m
 def test_files_with_the_names_of_a_run_are_not_overwritten(tokenizer, tmp_path):
     (tmp_path / "run" / "data").mkdir(parents=True)
     (tmp_path / "run" / "data" / "mine.txt").write_text("of the user")
-    with pytest.raises(ConfigError, match="data exists and is not of a run"):
+    with pytest.raises(ConfigError, match="data exists and belongs to no run"):
         tiny_run(tmp_path / "run", tokenizer)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["data", "mine.txt", "run"]
     (tmp_path / "file").write_text("")

@@ -24,7 +24,8 @@ def check_quantization(raw: ConfigFields) -> None:
         if packed is None:
             continue
         if key != "quantization_config" or not isinstance(packed, dict) or packed.get("quant_method") != "fp8":
-            raise ConfigError(f"{raw.source}: {key}: {refusal('MLX' if key == 'quantization' else _method(packed))}")
+            method = "MLX" if key == "quantization" else _method(packed)
+            raise ConfigError(f"{raw.source}: {key}: {unsupported(method)}")
         check_fp8(packed, f"{raw.source}: quantization_config")
 
 
@@ -34,14 +35,14 @@ def check_fp8(packed: dict[str, Any], source: str) -> None:
     rest.take("quant_method")
     rest.expect("fmt", "e4m3", None)
     if (block := rest.take("weight_block_size", None)) != [128, 128]:
-        raise ConfigError(f"{source}: {refusal(f'fp8 with weight_block_size {block}')}")
+        raise ConfigError(f"{source}: {unsupported(f'fp8 with weight_block_size {block}')}")
     for name in FP8_DETAILS:
         rest.take(name, None)
     rest.close()
 
 
-def refusal(method: str) -> str:
-    """Return the message about weights that cannot be read."""
+def unsupported(method: str) -> str:
+    """Return the message about weights that are quantized by a method that is not supported."""
     return (
         f"the weights are quantized by {method}, which cannot be read; only fp8 with a weight_block_size of [128, 128] "
         "and gpt-oss's mxfp4 can. Use the unquantized model, or a GGUF file of it"

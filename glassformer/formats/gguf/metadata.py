@@ -83,14 +83,14 @@ def _detect_family(metadata: Mapping[str, Any], tensors: Collection[str], source
 
 
 def _nearest(keys: set[str], tensors: Collection[str]) -> str:
-    """Return the architecture that knows the most of these keys and tensors, and of which the fewest are missing."""
+    """Return the architecture with the fewest unknown keys and tensors, and among these the fewest missing keys."""
     patterns = {re.sub(r"\d+", "{i}", name) for name in tensors}
 
     def distance(gguf: GgufArchitecture) -> tuple[int, int]:
         names = {rule.tensor_name for rule in (*gguf.rules, *gguf.alternatives)}
         return len(keys - gguf.keys.keys()) + len(patterns - names), len(gguf.keys.keys() - keys)
 
-    return min((LLAMA, *ARCHITECTURES.values()), key=distance).architecture  # of equals, the most common one
+    return min((LLAMA, *ARCHITECTURES.values()), key=distance).architecture  # of equals the first: Llama
 
 
 def read_metadata(

@@ -10,13 +10,13 @@ from typing import Any
 
 from glassformer.config import Pool, PoolingConfig
 from glassformer.errors import ConfigError
-from glassformer.nn.pooling import Sentence
+from glassformer.nn.pooling import SentencePooling
 
 POOLS: dict[int, Pool] = {1: "mean", 2: "cls", 3: "lasttoken"}
 NONE = 0  # 4, the scores of a classifier, is not supported
 
 
-def pooling_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
+def pooling_from_gguf(metadata: Mapping[str, Any], source: str) -> SentencePooling:
     """Return a file's pooling; by default the mean of all states.
 
     Raises:
@@ -25,14 +25,14 @@ def pooling_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
     key = f"{metadata.get('general.architecture')}.pooling_type"
     number = metadata.get(key, NONE)
     if number == NONE:
-        return Sentence(PoolingConfig()).eval()
+        return SentencePooling(PoolingConfig()).eval()
     if number not in POOLS:
         known = ", ".join(f"{number} ({pool})" for number, pool in POOLS.items())
         raise ConfigError(f"{source}: {key} = {number!r} is not supported, only {known}, and 0 for none")
-    return Sentence(PoolingConfig(pools=(POOLS[number],), after=("normalize",))).eval()
+    return SentencePooling(PoolingConfig(pools=(POOLS[number],), after=("normalize",))).eval()
 
 
-def pooling_to_gguf(sentence: Sentence, architecture: str) -> dict[str, Any]:
+def pooling_to_gguf(sentence: SentencePooling, architecture: str) -> dict[str, Any]:
     """Return the metadata of a pooling. It gives the same vectors, or the same cosines if they are compared by cosine.
 
     Raises:

@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, shortened
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-MAX_MESSAGES = 20  # missing files listed in one error
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is a GGUF file, by its suffix or its first bytes: Ollama names files by their hash."""
+    """Return whether a file is a GGUF file, by its suffix or its first bytes: Ollama names files by their hash."""
     if path.suffix.lower() == ".gguf":
         return True
     if not path.is_file():
@@ -59,8 +58,7 @@ def shard_paths(path: Path, count: int) -> list[Path]:
     paths = [_shard_path(path, match["name"], no, count) for no in range(1, count + 1)]
     missing = [shard.name for shard in paths if not shard.is_file()]
     if missing:
-        more = f" and {len(missing) - MAX_MESSAGES} more" if len(missing) > MAX_MESSAGES else ""
-        raise CheckpointError(f"{path} is one of {count} shards; missing: {', '.join(missing[:MAX_MESSAGES])}{more}")
+        raise CheckpointError(f"{path} is one of {count} shards; missing: {shortened(missing)}")
     return paths
 
 

@@ -82,8 +82,9 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
 
 
 def lost_in_gguf(tokenizer: Tokenizer) -> list[str]:
-    """Return what a GGUF file of a tokenizer does not hold, so that some texts get other ids: flags of added tokens,
-    NFC normalization, and the rule for texts that begin with a space.
+    """Return the parts of a tokenizer that a GGUF file does not hold, so that some texts get other ids.
+
+    These are flags of added tokens, NFC normalization, and the rule for texts that begin with a space.
 
     Raises:
         TokenizerError: GGUF cannot represent the tokenizer.

@@ -169,7 +169,7 @@ ALIGN = (  # T values [B, 1, ...] where the step of a target token depends on th
 
 
 class SameConfig:
-    """A config as the key of a cache: compared by identity, which takes less time than all of its fields."""
+    """A config as the key of a cache: compared by identity, which is faster than comparing all fields."""
 
     def __init__(self, config: AnyConfig | EncoderConfig):
         self.config = config

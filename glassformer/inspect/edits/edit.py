@@ -9,10 +9,9 @@
 
 Positions, queries and keys count the tokens of the model's input, the token that begins a text included. -1 is every
 token after which a token is generated: the last of the prompt, then each generated token. Several indices may be in any
-order, each once; the rows of a vector are in the same order. An axis that is not named is
-selected completely. `row` is the number of a continuation where several are generated at once. In a model with a
-source, the keys of "blocks.i.cross...." and of "rnn...." are tokens of the source, and so are all positions of
-"encoder....".
+order, each once; the rows of a vector are in the same order. An axis that is not named is selected completely. `row` is
+the number of a continuation where several are generated at once. In a model with a source, the keys of
+"blocks.i.cross...." and of "rnn...." are tokens of the source, and so are all positions of "encoder....".
 An edit refers to a tensor by its SHA-256, so that the edit itself is JSON; a `Store` holds the tensors.
 """
 

@@ -194,8 +194,8 @@ def _run(
         found.append(capture.tensors)
     if len(found) == 1:
         return found[0]
-    whole = {name: value for name, value in found[0].items() if not _of_tokens(captured, name)}
-    return whole | {name: torch.cat([one[name] for one in found]) for name in found[0] if name not in whole}
+    shared = {name: value for name, value in found[0].items() if not _of_tokens(captured, name)}
+    return shared | {name: torch.cat([one[name] for one in found]) for name in found[0] if name not in shared}
 
 
 def _of_tokens(captured: CapturedValues, name: str) -> bool:

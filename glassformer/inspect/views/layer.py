@@ -17,7 +17,7 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.block import Block
 from glassformer.nn.latent import LatentAttention
 
-MAX_PATTERN_BYTES = 64 << 20  # of the attention pattern of one layer that a view keeps whole
+MAX_PATTERN_BYTES = 64 << 20  # of the attention pattern of one layer that is computed at once
 AttentionKind = Literal["attn", "cross", "encoder"]  # self-attention, cross-attention, self-attention of the encoder
 
 
@@ -57,13 +57,13 @@ def resolve_position(t: Trace, name: str, position: int) -> int:
 
 
 def patterns_of(t: Trace, name: str, queries: Iterable[range]) -> Iterator[Value]:
-    """Yield scores or probabilities [H, N, S] of some queries at a time, so that those of a long text are never whole.
+    """Yield scores or probabilities [H, N, S] of some queries at a time, which bounds the memory for a long text.
 
     A small pattern is computed once, and cached by the trace.
     """
     if math.prod(t.shape(name)) * 4 <= MAX_PATTERN_BYTES:
-        whole = t[name]
-        yield from (whole[:, some.start : some.stop] for some in queries)
+        pattern = t[name]
+        yield from (pattern[:, some.start : some.stop] for some in queries)
     else:
         yield from (t.rows(name, query=some) for some in queries)
 

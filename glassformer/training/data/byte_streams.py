@@ -1,6 +1,6 @@
 """Open the bytes of a data file, of standard input or of a pipe; decompress and decode them while they are read.
 
-A pipe can be read once, so that it is first copied to a temporary file. Compression is recognised by the first bytes.
+A pipe can be read only once, so it is first copied to a temporary file. Compression is recognised by the first bytes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Unreadable(Exception):
 
 
 class ReadableBytes(Protocol):
+    """An open binary file."""
+
     def read(self, size: int = ..., /) -> bytes: ...
     def readline(self, size: int = ..., /) -> bytes: ...
 
@@ -171,7 +173,7 @@ def open_pipe(name: str, shown: str) -> BinaryIO:
 
 
 def is_standard_input(status: os.stat_result) -> bool:
-    """Whether a file is standard input under another name, such as /dev/stdin, and not a regular file."""
+    """Return whether a file is standard input under another name, such as /dev/stdin, and not a regular file."""
     try:
         return not stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(0))
     except OSError:

@@ -25,7 +25,7 @@ class FoundFile(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """Return a text in which bytes of a file name that are no UTF-8, and control characters, are escaped."""
+    """Return a text in which control characters, and bytes of a file name that are not UTF-8, are escaped."""
     if text.isprintable():
         return text
     text = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in text)
@@ -43,7 +43,7 @@ def find_files(names: Sequence[str], types: tuple[str, ...], skip: Callable[[str
         skip: called with the reason and the name of each file that is not read.
 
     Raises:
-        DataError: a name is no file, folder or pipe, or there is no file of these types in it.
+        DataError: a name is not a file, folder or pipe, or there is no file of these types in it.
     """
     seen: set[tuple[int, int]] = set()
     for name in names:
@@ -162,7 +162,7 @@ def _stem(name: str) -> str:
 
 
 def _status(name: str, skip: Callable[[str, str], None]) -> os.stat_result | None:
-    """Return what a name in a folder or a glob stands for; None, counted, where it stands for nothing."""
+    """Return the status of a file in a folder or of a glob; count it as skipped and return None where it has none."""
     try:
         return os.stat(name)
     except FileNotFoundError:

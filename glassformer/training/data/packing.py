@@ -138,7 +138,7 @@ class PackedLoader:
                 raise DataError(
                     f"the saved data position has {key} {state.get(key)!r}, got {value!r}: use the saved value"
                 )
-        self.taken = position(state, "rows")
+        self.taken = read_taken(state, "rows")
 
     def _identity(self) -> dict[str, Any]:
         return {"context": self.context, "seed": self.seed, "shuffle": self.shuffle, "tokens": self.n_tokens,
@@ -277,8 +277,8 @@ def _pack(
     )
 
 
-def position(state: dict[str, Any], key: str) -> int:
-    """Return the number of sequences or examples that were taken. Raises DataError where it is no such number."""
+def read_taken(state: dict[str, Any], key: str) -> int:
+    """Return how many sequences or examples a saved data position has taken. Raises DataError for any other value."""
     taken = state.get(key)
     if type(taken) is not int or not 0 <= taken < 1 << 60:
         raise DataError(f"the saved data position has {key} {taken!r}: it must be a whole number from 0")

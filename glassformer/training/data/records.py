@@ -1,12 +1,12 @@
 """Read records (dictionaries of fields) from JSONL, JSON, CSV, TSV, Parquet and Arrow files, one or a few at a time.
 
-format    a record              its origin
-jsonl     an object per line    file:line
-json      an object of an array, or one object after another    file#number
-csv       a row below the header; fields may be quoted          file:line of its end
-tsv       the same, without quotes                              file:line
-parquet   a row                                                 file#number
-arrow     a row of an IPC file or an IPC stream                 file#number
+    format    a record                                              its origin
+    jsonl     an object per line                                    file:line
+    json      an object of an array, or one object after another    file#number
+    csv       a row below the header; fields may be quoted          file:line of its end
+    tsv       the same, without quotes                              file:line
+    parquet   a row                                                 file#number
+    arrow     a row of an IPC file or an IPC stream                 file#number
 
 Each reader gets the names of the fields that are needed, and a function that counts a record which cannot be used. It
 raises Unreadable where the rest of the file cannot be used.
@@ -58,7 +58,7 @@ def read_jsonl(file: OpenFile, fields: Sequence[str], skip: Skip) -> Iterator[Re
 
 
 def read_json(file: OpenFile, fields: Sequence[str], skip: Skip) -> Iterator[Record]:
-    """An array of objects, or objects one after another; JSONL where the first line is an object."""
+    """Read an array of objects, or objects one after another; JSONL where the first line is an object."""
     if _is_object(file.text().readline(MAX_RECORD)):
         yield from read_jsonl(file, fields, skip)
         return
@@ -90,7 +90,7 @@ def read_json(file: OpenFile, fields: Sequence[str], skip: Skip) -> Iterator[Rec
 
 
 class _JsonValues:
-    """The JSON values of a file. `text` from `at` on has been read and not used."""
+    """The JSON values of a file. `text` from `at` on is read and unused."""
 
     def __init__(self, file: OpenFile):
         self.name, self.file = file.name, file.text()
@@ -98,7 +98,7 @@ class _JsonValues:
         self.text, self.at, self.offset, self.ended = "", 0, 0, False
 
     def more(self) -> bool:
-        """Read at least as much as is there and not used. Return False at the end of the file."""
+        """Read at least as much text again as is unused. Return False at the end of the file."""
         if self.ended:
             return False
         block = self.file.read(max(BLOCK, len(self.text) - self.at))
@@ -267,7 +267,7 @@ def _is_object(line: bytes) -> bool:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "msg", None) or (
-        "it nests too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        "it nests too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
     )
 
 

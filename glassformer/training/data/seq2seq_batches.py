@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glassformer.errors import DataError
-from glassformer.training.data.packing import IGNORE, permutation, position
+from glassformer.training.data.packing import IGNORE, permutation, read_taken
 from glassformer.training.data.seq2seq_examples import Seq2SeqExamples, TokenSequences
 
 POOL = 64  # batches sorted together, at most a quarter of all, so that batches differ between epochs
@@ -127,7 +127,7 @@ class Seq2SeqLoader:
                 raise DataError(
                     f"the saved data position has {key} {state.get(key)!r}, got {value!r}: use the saved value"
                 )
-        self.taken = position(state, "pairs")
+        self.taken = read_taken(state, "pairs")
 
     def _identity(self) -> dict[str, Any]:
         return {"batch": self.step_batch, "seed": self.seed, "fingerprint": self.examples.fingerprint}

@@ -22,14 +22,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from glassformer.errors import DataError
-from glassformer.json_file import check_schema, read_json
+from glassformer.json_file import Count, check_schema, read_json
 
 FORMAT, VERSION = "glassformer-shards", 1
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
 RECORD = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("hash", "<u8"), ("side", "u1")])
-
-
-Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 
 
 class ShardFile(TypedDict):

@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
 import torch
-from pydantic import ConfigDict, Field, FiniteFloat
+from pydantic import ConfigDict, FiniteFloat
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +38,7 @@ from typing_extensions import TypedDict
 from glassformer.atomic import sync
 from glassformer.errors import CheckpointError
 from glassformer.formats.find import follow_link
-from glassformer.json_file import check_schema, read_json
+from glassformer.json_file import Count, check_schema, read_json
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 LINKS = ("last", "best")
@@ -62,9 +62,6 @@ class TrainState:
     held_out_loss: float | None = None
     format: int = 1
     sha256: dict[str, str] = field(default_factory=dict)
-
-
-Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 
 
 class StateFile(TypedDict):

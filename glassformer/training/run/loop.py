@@ -152,7 +152,7 @@ class Trainer:
         self.stepped_at = time.perf_counter()
 
     def save_is_due(self) -> bool:
-        """Whether the next step could end more than SAVE_SECONDS after the last checkpoint; never with `save_every`.
+        """Return whether the next step could end SAVE_SECONDS after the last checkpoint; False with `save_every`.
 
         Slow checkpoints have longer intervals, so that they take at most SAVE_SHARE of the time.
         """

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 LOCK_FILE = "train.lock"
 # Everything that a run writes into its folder.
 RUN_NAMES = (
-    RUN_FILE, "tokenizer", "data", "checkpoints", "metrics.jsonl", "loss.svg", "stdin.txt", "tensorboard",
+    RUN_FILE, "tokenizer", "data", "checkpoints", "metrics.jsonl", "loss.svg", "tensorboard",
     "wandb",
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def _acquire(path: Path) -> int:
 
 
 def _is_owned(handle: int, owner: str) -> bool:
-    """Whether another process holds the lock; by its process id where the file system has no locks."""
+    """Return whether another process holds the lock; by its process id where the file system has no locks."""
     if fcntl is not None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +108,7 @@ def open_run_folder(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
 
     Raises:
         ConfigError: the folder cannot be created or written, another process trains in it, it holds no run to resume,
-            or it holds a run, or files with the names of a run's, where a new one is to be created.
+            or it holds a run, or files with the names that a run uses, where a new one is to be created.
     """
     run = RunFolder(folder)
     if resume:
@@ -147,7 +147,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise ConfigError where the folder of a new run holds a run, or files with the names of a run's."""
+    """Raise ConfigError where the folder of a new run holds a run, or files with the names that a run uses."""
     if has_run(folder):
         raise ConfigError(f"{folder} holds a run already: resume it, or name another folder")
     if folder.exists() and not folder.is_dir():
@@ -155,4 +155,4 @@ def check_new_folder(folder: Path) -> None:
     for name in ("tokenizer", "data", "checkpoints"):
         path = folder / name
         if path.is_dir() and any(path.iterdir()):
-            raise ConfigError(f"{path} exists and is not of a run: name another folder")
+            raise ConfigError(f"{path} exists and belongs to no run: name another folder")

@@ -37,7 +37,9 @@ class Evaluation:
 
     def __post_init__(self):
         if not math.isfinite(self.loss):
-            raise GlassformerError(f"the loss of the evaluation is {self.loss}: the weights or their products overflow")
+            raise GlassformerError(
+                f"the loss of the evaluation is {self.loss}: the weights are damaged, or too large for their dtype"
+            )
 
     @property
     def unknown_share(self) -> float | None:

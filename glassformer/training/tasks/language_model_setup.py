@@ -24,7 +24,7 @@ from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
 from glassformer.training.data.prepare import prepare, reading_report
-from glassformer.training.data.sources import Document, DocumentFiles, Texts
+from glassformer.training.data.sources import Document, DocumentFiles, FileStream, Texts
 from glassformer.training.init import check_init, init_weights
 from glassformer.training.run.metrics import Reporter
 
@@ -135,11 +135,7 @@ def check_language_model(config: TrainConfig, documents: Documents | None, held_
     """
     task = config.task
     assert isinstance(task, LanguageModelTaskConfig)
-    for names, given in ((config.data, documents), (config.held_out_data, held_out)):
-        if given is None and names:
-            DocumentFiles(names, config.read)
-    if documents is None and not config.data:
-        raise DataError("there is no training data: give files, folders, globs or - for standard input")
+    check_data(config, DocumentFiles, documents, held_out)
     tokenizer = known_tokenizer(config)
     if config.from_model is not None:
         checkpoint = open_checkpoint(find_model(config.from_model))
@@ -155,6 +151,15 @@ def check_language_model(config: TrainConfig, documents: Documents | None, held_
         check_context(task, model, "the new model")
     if tokenizer is not None:
         check_prompt(config, tokenizer)
+
+
+def check_data(config: TrainConfig, files: type[FileStream], data: object, held_out: object) -> None:
+    """Raise DataError where there is no data, or where a file of the config that no argument replaces is missing."""
+    for names, given in ((config.data, data), (config.held_out_data, held_out)):
+        if given is None and names:
+            files(names, config.read)
+    if data is None and not config.data:
+        raise DataError("there is no training data: give files, folders, globs or - for standard input")
 
 
 def check_prompt(config: TrainConfig, tokenizer: Tokenizer) -> None:

@@ -34,7 +34,7 @@ from glassformer.training.run.distributed import ProcessGroup
 from glassformer.training.run.metrics import Reporter
 from glassformer.training.run.precision import matrix_flops_per_token
 from glassformer.training.tasks.evaluate import Compute, Evaluation
-from glassformer.training.tasks.language_model_setup import MIN_VOCABULARY, known_tokenizer, open_tokenizer
+from glassformer.training.tasks.language_model_setup import MIN_VOCABULARY, check_data, known_tokenizer, open_tokenizer
 from glassformer.training.tasks.seq2seq_model import (
     check_shape,
     create_seq2seq_model,
@@ -117,11 +117,7 @@ def check_seq2seq(config: TrainConfig, examples: ExampleSource | None, held_out:
     """
     task = config.task
     assert isinstance(task, Seq2SeqTaskConfig)
-    for names, given in ((config.data, examples), (config.held_out_data, held_out)):
-        if given is None and names:
-            Seq2SeqFiles(names, config.read)
-    if examples is None and not config.data:
-        raise DataError("there is no training data: give files, folders, globs or - for standard input")
+    check_data(config, Seq2SeqFiles, examples, held_out)
     if config.from_model is not None:
         check_shape(config.from_model, task.model)
     else:

@@ -50,13 +50,13 @@ def test_promoted_tokens_equal_numpy_on_transformers(family, tmp_path):
     weight = down.weight.detach().double().numpy()
     weight = weight.T if family == "gpt2" else weight  # GPT-2 stores [in, out]
     for position in (5, 11):
-        found = lm.trace(IDS).block(layer=2, position=position, top=6)
-        assert found.note is None
+        result = lm.trace(IDS).block(layer=2, position=position, top=6)
+        assert result.note is None
         act, x = (inputs[module][position].double().numpy() for module in (down, final))
-        assert [one.index for one in found.neurons] == np.argsort(-np.abs(act) * np.linalg.norm(weight, axis=0))[
+        assert [one.index for one in result.neurons] == np.argsort(-np.abs(act) * np.linalg.norm(weight, axis=0))[
             :6
         ].tolist()
-        for one in found.neurons:
+        for one in result.neurons:
             part = weight[:, one.index] * act[one.index]
             if inner is not None:
                 part = frozen(inner, inputs[inner][position].double().numpy(), part)
@@ -82,9 +82,9 @@ def test_promoted_tokens_are_those_that_ablation_costs(family):
 
 def test_a_later_block_that_normalizes_the_stream_leaves_no_direct_path():
     changes = {"layers.2.norm_at": ("post",)}
-    found = LanguageModel(tiny("llama", **changes)).trace(IDS).block(layer=1, position=3)
-    assert "block 2 normalizes the residual stream itself" in found.note
-    assert len(found.neurons) == 12
-    assert all(one.promotes == one.suppresses == () for one in found.neurons)
+    result = LanguageModel(tiny("llama", **changes)).trace(IDS).block(layer=1, position=3)
+    assert "block 2 normalizes the residual stream itself" in result.note
+    assert len(result.neurons) == 12
+    assert all(one.promotes == one.suppresses == () for one in result.neurons)
     edited = LanguageModel(tiny("llama")).trace(IDS, edit=[ablate("final.norm", position=2)])
     assert edited.block(layer=1, position=3).note.startswith("final.norm is edited")

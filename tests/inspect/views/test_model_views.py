@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import subject, translator
-from tiny import pair_config, tiny
+from tiny import encoder_decoder_config, tiny
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import bytes_text
@@ -37,11 +37,11 @@ def bare():
 
 
 def test_tokens_have_bytes_and_character_spans(lm):
-    found = tokens(lm, text=TEXT)
-    assert b"".join(bytes.fromhex(one.bytes) for one in found.tokens) == TEXT.encode()
-    assert [one.id for one in found.tokens] == lm.encode(TEXT)
-    assert all(one.text in TEXT[one.start : one.end] or one.text.startswith("<") for one in found.tokens)
-    assert (found.n_bytes, found.receipt.error) == (len(TEXT.encode()), 0)
+    result = tokens(lm, text=TEXT)
+    assert b"".join(bytes.fromhex(one.bytes) for one in result.tokens) == TEXT.encode()
+    assert [one.id for one in result.tokens] == lm.encode(TEXT)
+    assert all(one.text in TEXT[one.start : one.end] or one.text.startswith("<") for one in result.tokens)
+    assert (result.n_bytes, result.receipt.error) == (len(TEXT.encode()), 0)
 
 
 def test_partial_character_is_shown_as_bytes():
@@ -59,11 +59,11 @@ def test_merges_equal_a_loop_over_ranks(lm):
             at = next(i for i, pair in enumerate(pairwise(parts)) if pair == (left, right))
             parts[at : at + 2] = [left + right]
             used.append((rank, at))
-    found = merges(lm, word=word)
-    assert [(step.rank, step.at) for step in found.steps[1:]] == used
-    assert list(found.steps[-1].parts) == parts
+    result = merges(lm, word=word)
+    assert [(step.rank, step.at) for step in result.steps[1:]] == used
+    assert list(result.steps[-1].parts) == parts
     assert len(used) > 0
-    assert list(found.ids) == lm.tokenizer.encode(word, bare=True)
+    assert list(result.ids) == lm.tokenizer.encode(word, bare=True)
 
 
 def test_merges_reject_several_words_and_missing_tokenizers(lm, bare):
@@ -81,7 +81,7 @@ def test_merges_reject_several_words_and_missing_tokenizers(lm, bare):
 @pytest.fixture(scope="module")
 def with_source():
     return {
-        "pair": translator(pair_config("separate")),
+        "pair": translator(encoder_decoder_config("separate")),
         "recurrent": subject("recurrent encoder-decoders", "additive")[0],
     }
 
@@ -102,18 +102,18 @@ TABLES = {
 def test_nearest_rows_equal_numpy(lm, with_source, model, table):
     lm = {"lm": lm, **with_source}[model]
     rows = TABLES[model, table](lm.model).detach().double().numpy()
-    found = embedding(lm, token=17, n=5, table=table)
-    np.testing.assert_array_equal(np.asarray(found.row), rows[17].astype(np.float32))
+    result = embedding(lm, token=17, n=5, table=table)
+    np.testing.assert_array_equal(np.asarray(result.row), rows[17].astype(np.float32))
     cosine = rows @ rows[17] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[17])
     order = [i for i in np.argsort(-cosine) if i != 17][:5]
-    assert [one.id for one in found.nearest] == order
-    np.testing.assert_allclose([one.value for one in found.nearest], cosine[order], rtol=1e-5)
-    assert found.token.value == pytest.approx(np.linalg.norm(rows[17]), rel=1e-6)
-    assert found.n_rows == len(rows)
-    assert found.receipt.error == 0
-    assert not found.tied
-    assert table in found.tables
-    named = eval(found.receipt.python, {"lm": lm})
+    assert [one.id for one in result.nearest] == order
+    np.testing.assert_allclose([one.value for one in result.nearest], cosine[order], rtol=1e-5)
+    assert result.token.value == pytest.approx(np.linalg.norm(rows[17]), rel=1e-6)
+    assert result.n_rows == len(rows)
+    assert result.receipt.error == 0
+    assert not result.tied
+    assert table in result.tables
+    named = eval(result.receipt.python, {"lm": lm})
     np.testing.assert_array_equal(named.detach().numpy(), rows[17].astype(np.float32))
 
 
@@ -133,14 +133,14 @@ def test_tied_tables_are_listed_once(lm, with_source):
 
 def test_map_axes_are_the_first_two_eigenvectors_of_the_covariance(lm):
     chosen = tuple(range(40, 70))
-    found = embedding_map(lm, tokens=chosen)
+    result = embedding_map(lm, tokens=chosen)
     rows = lm.model.embed.weight.detach().double().numpy()[list(chosen)]
     values, vectors = np.linalg.eigh(np.cov(rows.T))
     plane = (rows - rows.mean(0)) @ vectors[:, ::-1][:, :2]
-    ours = np.array([(place.x, place.y) for place in found.points])
+    ours = np.array([(place.x, place.y) for place in result.points])
     np.testing.assert_allclose(np.abs(ours), np.abs(plane), atol=1e-9)
-    np.testing.assert_allclose(found.explained, values[::-1][:2] / values.sum(), rtol=1e-9)
-    assert found == embedding_map(lm, tokens=chosen), "the map is deterministic"
+    np.testing.assert_allclose(result.explained, values[::-1][:2] / values.sum(), rtol=1e-9)
+    assert result == embedding_map(lm, tokens=chosen), "the map is deterministic"
 
 
 @pytest.mark.parametrize(
@@ -166,22 +166,22 @@ def test_bad_requests_raise_request_error(lm, call, match):
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_oss", "phi"])
 def test_parts_sum_to_the_state_dict(family):
     lm = LanguageModel(tiny(family))
-    found = anatomy(lm)
+    result = anatomy(lm)
     state = sum(p.numel() for p in lm.model.state_dict().values())
-    assert sum(part.parameters for part in found.parts) == found.parameters == state
-    assert found.receipt.error == 0
-    assert sum(found.shares.values()) == pytest.approx(1)
-    kinds = {part.kind for part in found.parts}
+    assert sum(part.parameters for part in result.parts) == result.parameters == state
+    assert result.receipt.error == 0
+    assert sum(result.shares.values()) == pytest.approx(1)
+    kinds = {part.kind for part in result.parts}
     assert {"embedding", "attention", "feed-forward", "norms"} <= kinds <= {*kinds, "head", "positions"}
-    named = {matrix.name: list(matrix.shape) for part in found.parts for matrix in part.matrices}
+    named = {matrix.name: list(matrix.shape) for part in result.parts for matrix in part.matrices}
     assert named == {name: list(p.shape) for name, p in lm.model.named_parameters()}
-    assert len(found.layers) == lm.config.n_layers
+    assert len(result.layers) == lm.config.n_layers
 
 
 def test_packaged_model_has_an_anatomy():
-    found = plain(anatomy(load("stories")))
-    assert found["shares"]["feed-forward"] > found["shares"]["attention"], "feed-forward layers have most parameters"
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    result = plain(anatomy(load("stories")))
+    assert result["shares"]["feed-forward"] > result["shares"]["attention"], "feed-forward layers have most parameters"
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 # ---- the registry
@@ -199,5 +199,5 @@ def test_unknown_view_error_names_the_nearest():
 
 
 def test_non_finite_numbers_become_strings():
-    given = {"a": (float("nan"), float("inf"), -float("inf"), 1.5), "b": None}
-    assert plain(given) == {"a": ["NaN", "Infinity", "-Infinity", 1.5], "b": None}
+    parameters = {"a": (float("nan"), float("inf"), -float("inf"), 1.5), "b": None}
+    assert plain(parameters) == {"a": ["NaN", "Infinity", "-Infinity", 1.5], "b": None}

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from inspect_subjects import SOURCE, TEXT, subject, translator
-from tiny import pair_config, tiny
+from tiny import encoder_decoder_config, tiny
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -69,38 +69,38 @@ def softmax(x):
 def test_every_number_of_a_cell_equals_numpy(t, head, query, key):
     for layer in range(t.config.n_layers):
         config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
-        found = cell(t, layer=layer, head=head, query=query, key=key)
+        result = cell(t, layer=layer, head=head, query=query, key=key)
         query, key = query % len(IDS), key % len(IDS)
         kv_head = head * config.n_kv_heads // config.n_heads
-        assert (found.query, found.key, found.kv_head) == (query, key, kv_head)
+        assert (result.query, result.key, result.kv_head) == (query, key, kv_head)
         name = f"blocks.{layer}.attn"
         q, k, v = np64(t, f"{name}.q_rot")[query, head], np64(t, f"{name}.k_rot"), np64(t, f"{name}.v")
         k, v = k[:, kv_head], v[:, kv_head]
         scale = config.head_dim**-0.5 if config.scale is None else config.scale
-        np.testing.assert_allclose(found.products, q * k[key], **CLOSE)
-        assert found.sum == pytest.approx((q * k[key]).sum(), rel=1e-4, abs=1e-5)
-        assert found.scaled == pytest.approx(found.sum * scale, rel=1e-5)
+        np.testing.assert_allclose(result.products, q * k[key], **CLOSE)
+        assert result.sum == pytest.approx((q * k[key]).sum(), rel=1e-4, abs=1e-5)
+        assert result.scaled == pytest.approx(result.sum * scale, rel=1e-5)
         scores = k @ q * scale
         if config.softcap is not None:
             scores = config.softcap * np.tanh(scores / config.softcap)
-        assert found.capped == pytest.approx(scores[key], rel=1e-4, abs=1e-5)
+        assert result.capped == pytest.approx(scores[key], rel=1e-4, abs=1e-5)
         at = np.arange(len(IDS))
         seen = (at <= query) & (at > query - (config.window or 10**6))
-        assert found.visible == seen[key]
+        assert result.visible == seen[key]
         scores = np.where(seen, scores, -np.inf)
-        np.testing.assert_allclose(found.scores, scores, **CLOSE)
+        np.testing.assert_allclose(result.scores, scores, **CLOSE)
         sink = [] if attention.sinks is None else [attention.sinks[head].item()]
         probs = softmax(np.array([*scores, *sink]))[: len(IDS)]
-        np.testing.assert_allclose(found.probs, probs, **CLOSE)
-        assert found.prob == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
-        assert found.exp / found.total == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
-        np.testing.assert_allclose(found.weighted, probs[key] * v[key], **CLOSE)
-        np.testing.assert_allclose(found.z, probs @ v, **CLOSE)
-        check_unscaled(found, k @ q, seen, config.softcap, sink, v)
+        np.testing.assert_allclose(result.probs, probs, **CLOSE)
+        assert result.prob == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
+        assert result.exp / result.total == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(result.weighted, probs[key] * v[key], **CLOSE)
+        np.testing.assert_allclose(result.z, probs @ v, **CLOSE)
+        check_unscaled(result, k @ q, seen, config.softcap, sink, v)
         own = probs[probs > 0]
-        assert found.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-4, abs=1e-6)
-        assert found.bias == 0
-        assert found.receipt.error < 1e-4
+        assert result.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-4, abs=1e-6)
+        assert result.bias == 0
+        assert result.receipt.error < 1e-4
 
 
 def check_unscaled(found, sums, seen, softcap, sink, v):
@@ -125,11 +125,11 @@ def check_unscaled(found, sums, seen, softcap, sink, v):
 def test_wrong_head_grouping_changes_z():
     """A query head with the key/value head of its neighbour gets another z."""
     t = trace_of("qwen3")
-    found = cell(t, layer=0, head=1, query=9, key=2)
+    result = cell(t, layer=0, head=1, query=9, key=2)
     v = np64(t, "blocks.0.attn.v")
-    right, wrong = (np.asarray(found.probs) @ v[:, kv] for kv in (0, 1))
-    np.testing.assert_allclose(found.z, right, **CLOSE)
-    assert np.abs(found.z - wrong).max() > 0.1
+    right, wrong = (np.asarray(result.probs) @ v[:, kv] for kv in (0, 1))
+    np.testing.assert_allclose(result.z, right, **CLOSE)
+    assert np.abs(result.z - wrong).max() > 0.1
 
 
 # ---- q, k, v of one token
@@ -138,27 +138,27 @@ def test_wrong_head_grouping_changes_z():
 def test_every_product_of_q_k_v_equals_numpy(t):
     for layer in range(t.config.n_layers):
         config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
-        found = qkv(t, layer=layer, head=3, position=5, dim=2)
+        result = qkv(t, layer=layer, head=3, position=5, dim=2)
         x = np64(t, f"blocks.{layer}.attn.x")[5]
-        np.testing.assert_allclose(found.x, x, **CLOSE)
-        for end, head in (("q", 3), ("k", found.kv_head), ("v", found.kv_head)):
+        np.testing.assert_allclose(result.x, x, **CLOSE)
+        for end, head in (("q", 3), ("k", result.kv_head), ("v", result.kv_head)):
             linear = getattr(attention, end)
             size = linear.weight.shape[0] // (config.n_heads if end == "q" else config.n_kv_heads)
             rows = linear.weight.detach().double().numpy()[head * size : (head + 1) * size]
             bias = 0 if linear.bias is None else linear.bias.detach().double().numpy()[head * size : (head + 1) * size]
             worked = rows @ x + bias
             worked = worked if config.clip is None else worked.clip(-config.clip, config.clip)
-            np.testing.assert_allclose(getattr(found, end), worked, **CLOSE)
-            product = found.products[end]
+            np.testing.assert_allclose(getattr(result, end), worked, **CLOSE)
+            product = result.products[end]
             np.testing.assert_allclose(product.weights, rows[2], **CLOSE)
             assert product.value == pytest.approx(worked[2], rel=1e-4, abs=1e-5)
             assert product.sum == pytest.approx(rows[2] @ x, rel=1e-4, abs=1e-5)
         if config.qk_norm is None and config.clip is None:
             factor = getattr(config.rope.scaling, "attention_factor", 1.0) if config.rope else 1.0
-            assert found.lengths["q_rot"] == pytest.approx(found.lengths["q"] * factor, rel=1e-5), (
+            assert result.lengths["q_rot"] == pytest.approx(result.lengths["q"] * factor, rel=1e-5), (
                 "a rotation preserves the norm"
             )
-        assert found.receipt.error < 1e-4
+        assert result.receipt.error < 1e-4
 
 
 def rms(x, gain, eps=1e-6):
@@ -201,43 +201,43 @@ def test_every_product_of_latent_attention_equals_numpy(family, q_rank):
             v_own = w["expand_v.weight"].reshape(4, v_size, -1)[head]
             rows = {"q": q_own @ c_q, "k": np.concatenate([down[:shared], k_own @ c_kv]), "v": v_own @ c_kv}
             for dim in (0, shared - 1, shared, v_size - 1, v_size, size - 1):
-                found = qkv(t, layer=layer, head=head, position=position, dim=dim)
+                result = qkv(t, layer=layer, head=head, position=position, dim=dim)
                 for end, row in rows.items():
-                    np.testing.assert_allclose(getattr(found, end), row, **CLOSE)
-                    assert (end in found.products) == (dim < len(row))
+                    np.testing.assert_allclose(getattr(result, end), row, **CLOSE)
+                    assert (end in result.products) == (dim < len(row))
                 own = {"q": q_own[dim], "k": w["kv.weight"][dim] if dim < shared else k_own[dim - shared]}
                 own |= {"v": v_own[dim]} if dim < v_size else {}
                 bias = {"k": w["kv.bias"][dim]} if dim < shared else {}
                 for end, weights in own.items():
-                    product = found.products[end]
+                    product = result.products[end]
                     np.testing.assert_allclose(product.weights, weights, **CLOSE)
                     assert product.value == pytest.approx(rows[end][dim], rel=1e-4, abs=1e-5)
                     assert product.sum == pytest.approx(rows[end][dim] - bias.get(end, 0.0), rel=1e-4, abs=1e-5)
-                    whole = {"x": found.x} | {name: one.normed for name, one in found.latents.items()}
-                    assert float(product.weights @ whole[product.of]) == pytest.approx(product.sum, rel=1e-4, abs=1e-5)
-                named = {end: (one.matrix, one.of) for end, one in found.products.items()}
+                    inputs = {"x": result.x} | {name: one.normed for name, one in result.latents.items()}
+                    assert float(product.weights @ inputs[product.of]) == pytest.approx(product.sum, rel=1e-4, abs=1e-5)
+                named = {end: (one.matrix, one.of) for end, one in result.products.items()}
                 assert named["q"] == (("W_q", "x") if q_rank is None else ("W_uq", "q"))
                 assert named["k"] == (("W_kr", "x") if dim < shared else ("W_uk", "kv"))
                 assert named.get("v", ("W_uv", "kv")) == ("W_uv", "kv")
-            assert found.latents.keys() == ({"kv"} if q_rank is None else {"q", "kv"})
-            np.testing.assert_allclose(found.latents["kv"].reduced, down[shared:], **CLOSE)
-            np.testing.assert_allclose(found.latents["kv"].normed, c_kv, **CLOSE)
+            assert result.latents.keys() == ({"kv"} if q_rank is None else {"q", "kv"})
+            np.testing.assert_allclose(result.latents["kv"].reduced, down[shared:], **CLOSE)
+            np.testing.assert_allclose(result.latents["kv"].normed, c_kv, **CLOSE)
             if q_rank is not None:
-                np.testing.assert_allclose(found.latents["q"].reduced, reduced, **CLOSE)
-                np.testing.assert_allclose(found.latents["q"].normed, c_q, **CLOSE)
-            assert torch.equal(found.k[:shared], other.k[:shared]), "shared by all heads"
-            assert torch.equal(found.k_rot[:shared], other.k_rot[:shared])
-            assert found.rotated == shared
+                np.testing.assert_allclose(result.latents["q"].reduced, reduced, **CLOSE)
+                np.testing.assert_allclose(result.latents["q"].normed, c_q, **CLOSE)
+            assert torch.equal(result.k[:shared], other.k[:shared]), "shared by all heads"
+            assert torch.equal(result.k_rot[:shared], other.k_rot[:shared])
+            assert result.rotated == shared
             for end in ("q", "k"):
-                before, after = np.asarray(getattr(found, end)), np.asarray(getattr(found, f"{end}_rot"))
+                before, after = np.asarray(getattr(result, end)), np.asarray(getattr(result, f"{end}_rot"))
                 factor = getattr(attention.rope.scaling, "attention_factor", 1.0)
                 lengths = np.linalg.norm(before[:shared]) * factor, np.linalg.norm(after[:shared])
                 assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
                 np.testing.assert_allclose(after[shared:], before[shared:], **CLOSE)  # from the latent: not rotated
                 if layer == 1:
                     np.testing.assert_allclose(after, rotated(attention.rope, rows[end], position), **CLOSE)
-                    assert found.lengths[f"{end}_rot"] == pytest.approx(found.lengths[end], rel=1e-5)
-            assert found.receipt.error < 1e-4
+                    assert result.lengths[f"{end}_rot"] == pytest.approx(result.lengths[end], rel=1e-5)
+            assert result.receipt.error < 1e-4
 
 
 def test_receipt_error_covers_the_latent():
@@ -252,43 +252,45 @@ def test_receipt_error_covers_the_latent():
 
 def test_heads_sum_to_attention_output(t):
     for layer in range(t.config.n_layers):
-        found, o = heads(t, layer=layer, position=8), t.model.blocks[layer].attn.o
+        result, o = heads(t, layer=layer, position=8), t.model.blocks[layer].attn.o
         z = np64(t, f"blocks.{layer}.attn.z")[8]
-        whole, weight = np64(t, f"blocks.{layer}.attn.out")[8], o.weight.detach().double().numpy()
-        for head, part in enumerate(found.parts):
+        expected, weight = np64(t, f"blocks.{layer}.attn.out")[8], o.weight.detach().double().numpy()
+        for head, part in enumerate(result.parts):
             alone = np.zeros_like(z)
             alone[head] = z[head]
             np.testing.assert_allclose(part, weight @ alone.reshape(-1), rtol=1e-4, atol=1e-4)
         bias = 0 if o.bias is None else o.bias.detach().double().numpy()
-        np.testing.assert_allclose(np.asarray(found.parts).sum(0) + bias, whole, rtol=1e-4, atol=1e-4)
-        assert float(found.shares.sum()) + found.bias_share == pytest.approx(1, abs=1e-4)
+        np.testing.assert_allclose(np.asarray(result.parts).sum(0) + bias, expected, rtol=1e-4, atol=1e-4)
+        assert float(result.shares.sum()) + result.bias_share == pytest.approx(1, abs=1e-4)
 
 
 def test_grid_is_the_maximum_of_each_field(t):
     for size in (4, 48):
-        found = grid(t, layer=0, size=size)
+        result = grid(t, layer=0, size=size)
         probs = np64(t, "blocks.0.attn.probs")
-        data = np.frombuffer(base64.b64decode(found.pixels), np.uint8).reshape(found.heads, found.rows, found.columns)
+        data = np.frombuffer(base64.b64decode(result.pixels), np.uint8).reshape(
+            result.heads, result.rows, result.columns
+        )
         edges = lambda i, n: (i * len(IDS) // n, -(-(i + 1) * len(IDS) // n))  # noqa: E731
-        for row in range(found.rows):
-            for column in range(found.columns):
-                (a, b), (c, d) = edges(row, found.rows), edges(column, found.columns)
+        for row in range(result.rows):
+            for column in range(result.columns):
+                (a, b), (c, d) = edges(row, result.rows), edges(column, result.columns)
                 largest = probs[:, a:b, c:d].max((1, 2))
-                assert (np.abs(data[:, row, column] / 255 - largest) <= found.bound + 1e-6).all()
+                assert (np.abs(data[:, row, column] / 255 - largest) <= result.bound + 1e-6).all()
 
 
 def test_views_of_patterns_in_parts_equal_those_of_the_whole(t, monkeypatch):
     """A pattern above the bound is computed for some queries at a time."""
-    whole = [(grid(t, layer=i, size=5), cache(t, layer=i)) for i in range(t.config.n_layers)]
+    complete = [(grid(t, layer=i, size=5), cache(t, layer=i)) for i in range(t.config.n_layers)]
     monkeypatch.setattr(layer_module, "MAX_PATTERN_BYTES", 0)
     monkeypatch.setattr(cache_module, "MAX_SCORES", 4 * 12 * 5)
-    for i, (pixels, stored) in enumerate(whole):
-        found, other = grid(t, layer=i, size=5), cache(t, layer=i)
-        a, b = (np.frombuffer(base64.b64decode(one.pixels), np.uint8).astype(int) for one in (found, pixels))
+    for i, (pixels, stored) in enumerate(complete):
+        result, other = grid(t, layer=i, size=5), cache(t, layer=i)
+        a, b = (np.frombuffer(base64.b64decode(one.pixels), np.uint8).astype(int) for one in (result, pixels))
         assert np.abs(a - b).max() <= 1
         np.testing.assert_allclose(other.mass, stored.mass, rtol=1e-4, atol=1e-5)
-        assert found.receipt.identity == pixels.receipt.identity
-        assert found.receipt.error < 1e-4
+        assert result.receipt.identity == pixels.receipt.identity
+        assert result.receipt.error < 1e-4
 
 
 # ---- a block
@@ -296,19 +298,21 @@ def test_views_of_patterns_in_parts_equal_those_of_the_whole(t, monkeypatch):
 
 def test_block_is_the_sum_of_its_branches(t):
     for layer in range(t.config.n_layers):
-        found = block(t, layer=layer, position=6, top=5)
-        assert found.receipt.error < 1e-4
+        result = block(t, layer=layer, position=6, top=5)
+        assert result.receipt.error < 1e-4
         if "post" not in t.config.layers[layer].norm_at:
-            np.testing.assert_allclose(found.resid_pre + found.attn_add + found.mlp_add, found.resid_post, atol=1e-4)
+            np.testing.assert_allclose(
+                result.resid_pre + result.attn_add + result.mlp_add, result.resid_post, atol=1e-4
+            )
         if t.config.layers[layer].experts is not None:
-            assert found.note is not None
-            assert len(found.experts) == t.config.layers[layer].experts.top_k
-            assert sum(one.weight for one in found.experts) == pytest.approx(1, abs=1e-5)
+            assert result.note is not None
+            assert len(result.experts) == t.config.layers[layer].experts.top_k
+            assert sum(one.weight for one in result.experts) == pytest.approx(1, abs=1e-5)
             continue
         act, down = np64(t, f"blocks.{layer}.mlp.act")[6], t.model.blocks[layer].mlp.down.weight.detach().double()
         written = np.abs(act) * np.linalg.norm(down.numpy(), axis=0)
-        assert [one.index for one in found.neurons] == np.argsort(-written)[:5].tolist()
-        first = found.neurons[0]
+        assert [one.index for one in result.neurons] == np.argsort(-written)[:5].tolist()
+        first = result.neurons[0]
         assert first.act == pytest.approx(act[first.index], rel=1e-4)  # its tokens: test_direct_path.py
 
 
@@ -316,31 +320,33 @@ def test_block_is_the_sum_of_its_branches(t):
 
 
 def test_summary_equals_score(t):
-    found, score = summary(t, top=3), t.lm.score(IDS, top=3)
-    for one, theirs in zip(found.tokens[1:], score.tokens[1:], strict=True):
+    result, score = summary(t, top=3), t.lm.score(IDS, top=3)
+    for one, theirs in zip(result.tokens[1:], score.tokens[1:], strict=True):
         assert one.id == theirs.id
         assert one.prob == pytest.approx(np.exp(theirs.logprob), rel=1e-4)
         assert [named.id for named in one.top] == [id for id, _ in theirs.top]
     logits = np64(t, "final.logits")
-    assert [one.id for one in found.next] == np.argsort(-logits[-1])[:3].tolist()
+    assert [one.id for one in result.next] == np.argsort(-logits[-1])[:3].tolist()
     ranks = [(logits[i] > logits[i, IDS[i + 1]]).sum() for i in range(len(IDS) - 1)]
-    assert [one.rank for one in found.tokens[1:]] == ranks
+    assert [one.rank for one in result.tokens[1:]] == ranks
 
 
 def test_tracks_are_norms(t):
-    found = tracks(t)
+    result = tracks(t)
     for i in range(t.config.n_layers):
-        np.testing.assert_allclose(found.norms[i], np.linalg.norm(np64(t, f"blocks.{i}.resid_pre"), axis=-1), rtol=1e-5)
-    assert found.windows == tuple(layer.attention.window for layer in t.config.layers)
+        np.testing.assert_allclose(
+            result.norms[i], np.linalg.norm(np64(t, f"blocks.{i}.resid_pre"), axis=-1), rtol=1e-5
+        )
+    assert result.windows == tuple(layer.attention.window for layer in t.config.layers)
 
 
 def test_a_change_leaves_earlier_tokens_unchanged(t):
     other = t.lm.trace([*IDS[:5], 61, *IDS[6:]])
-    found = changed(t, other=other)
+    result = changed(t, other=other)
     experts = any(layer.experts for layer in t.config.layers)  # batched with other tokens: rounding differs
-    assert (found.first, found.token, found.edited) == (5, 5, None)
-    assert found.max_before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
-    assert (found.distances[:, 5] > 0.1).all()
+    assert (result.first, result.token, result.edited) == (5, 5, None)
+    assert result.max_before == result.distances[:, :5].max() <= (1e-4 if experts else 0)
+    assert (result.distances[:, 5] > 0.1).all()
     assert changed(t, other=t).first is None
     shorter = changed(t, other=t.lm.trace(IDS[:7]))
     assert shorter.distances.shape == (t.config.n_layers + 1, 7)
@@ -363,12 +369,12 @@ def test_an_edit_changes_cells_from_its_own_on(edit, row, position):
     t, both = trace_of("qwen3"), scale("blocks.0.attn.out", 0.5)
     plain, other = t.lm.trace(IDS, edit=[both]), t.lm.trace(IDS, edit=[both, edit])
     for one, two in ((plain, other), (other, plain)):
-        found = changed(one, other=two)
-        assert (found.token, found.first) == (None, position)
-        assert (found.edited.row, found.edited.position, found.edited.point) == (row, position, edit.point)
-        assert found.distances[row, position] > 1e-3, "the named cell differs"
-        left, below = found.distances[:, :position], found.distances[:row]
-        assert found.max_before == left.max() < 1e-4, "rounding: an edit of scores selects the readable kernel"
+        result = changed(one, other=two)
+        assert (result.token, result.first) == (None, position)
+        assert (result.edited.row, result.edited.position, result.edited.point) == (row, position, edit.point)
+        assert result.distances[row, position] > 1e-3, "the named cell differs"
+        left, below = result.distances[:, :position], result.distances[:row]
+        assert result.max_before == left.max() < 1e-4, "rounding: an edit of scores selects the readable kernel"
         assert not row or below.max() < 1e-4
     assert changed(other, other=other).first is None
 
@@ -377,9 +383,9 @@ def test_different_texts_and_an_edit_are_both_reported():
     """The first difference is the earlier of both; an edit after the last block changes no cell."""
     t = trace_of("qwen3")
     parted, edit = [*IDS[:7], 61, *IDS[8:]], ablate("blocks.1.attn.z", head=1, position=3)
-    found = changed(t, other=t.lm.trace(parted, edit=[edit]))
-    assert (found.token, found.edited.position, found.first, found.max_before) == (7, 3, 3, 0)
-    assert found.distances[2:, 3].min() > 1e-3
+    result = changed(t, other=t.lm.trace(parted, edit=[edit]))
+    assert (result.token, result.edited.position, result.first, result.max_before) == (7, 3, 3, 0)
+    assert result.distances[2:, 3].min() > 1e-3
     later = changed(t, other=t.lm.trace(parted, edit=[ablate("blocks.1.attn.z", head=1, position=9)]))
     assert (later.token, later.edited.position, later.first, later.max_before) == (7, 9, 7, 0)
     after = changed(t, other=t.lm.trace(IDS, edit=[scale("final.norm", 2.0)]))
@@ -398,10 +404,10 @@ def test_order_of_edits_is_a_difference():
 
 def test_stages_equal_numpy():
     t = trace_of("gpt2")
-    found = sampling(t, position=4, temperature=0.5, top_k=9, top_p=0.8, min_p=0.05, top=97)
+    result = sampling(t, position=4, temperature=0.5, top_k=9, top_p=0.8, min_p=0.05, top=97)
     logits = np64(t, "final.logits")[4]
-    by_id = {one.id: i for i, one in enumerate(found.tokens)}
-    stages = {stage.name: np.array([stage.probs[by_id[i]] for i in range(97)]) for stage in found.stages}
+    by_id = {one.id: i for i, one in enumerate(result.tokens)}
+    stages = {stage.name: np.array([stage.probs[by_id[i]] for i in range(97)]) for stage in result.stages}
     p = softmax(logits / 0.5)
     np.testing.assert_allclose(stages["model"], softmax(logits), rtol=1e-4)
     np.testing.assert_allclose(stages["temperature"], p, rtol=1e-4)
@@ -416,14 +422,14 @@ def test_stages_equal_numpy():
     np.testing.assert_allclose(stages["top_p"], p, rtol=1e-4, atol=1e-8)
     p = np.where(p >= 0.05 * p.max(), p, 0)
     np.testing.assert_allclose(stages["min_p"], p / p.sum(), rtol=1e-4, atol=1e-8)
-    assert [stage.remaining for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
+    assert [stage.remaining for stage in result.stages][2:] == [9, n, int((p > 0).sum())]
 
 
 def test_ten_thousand_draws_fit_the_distribution():
-    found = sampling(trace_of("gpt2"), position=7, temperature=2.0, draws=10_000, top=97, seed=3)
-    expected = np.array(found.stages[-1].probs) * 10_000
+    result = sampling(trace_of("gpt2"), position=7, temperature=2.0, draws=10_000, top=97, seed=3)
+    expected = np.array(result.stages[-1].probs) * 10_000
     few = expected < 5
-    observed = np.array([*np.array(found.draws)[~few], np.array(found.draws)[few].sum()])
+    observed = np.array([*np.array(result.draws)[~few], np.array(result.draws)[few].sum()])
     expected = np.array([*expected[~few], expected[few].sum()])
     chi2, degrees = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
     assert observed.sum() == 10_000
@@ -436,41 +442,43 @@ def test_ten_thousand_draws_fit_the_distribution():
 def filled(t, chunks):
     """Return a cache filled with the text in chunks, and the source's keys and values after each chunk."""
     source = getattr(t, "source", None)
-    made = None if source is None else t.model.encode(torch.tensor([source.ids]), Step.of(torch.tensor([source.ids])))
-    kept, ids, seen = DenseCache.of(t.config, 1, len(t.ids), source=made), torch.tensor([t.ids]), []
+    encoded = (
+        None if source is None else t.model.encode(torch.tensor([source.ids]), Step.of(torch.tensor([source.ids])))
+    )
+    dense_cache, ids, seen = DenseCache.of(t.config, 1, len(t.ids), source=encoded), torch.tensor([t.ids]), []
     with torch.no_grad():
         for part in ids.split(chunks, 1):
-            t.model.hidden(part, Step(kept.extend([part.shape[1]]), cache=kept))
-            seen.append([slot.source for slot in kept.slots])
-    return kept, seen
+            t.model.hidden(part, Step(dense_cache.extend([part.shape[1]]), cache=dense_cache))
+            seen.append([slot.source for slot in dense_cache.slots])
+    return dense_cache, seen
 
 
 def test_cache_bytes_equal_a_real_cache(t):
-    kept, _ = filled(t, len(IDS))
-    found = cache(t, layer=1)
-    assert found.bytes == sum(one.bytes for one in found.layers) == kept.bytes
-    assert found.source_mass is None
-    assert all(one.source is None for one in found.layers)
+    dense_cache, _ = filled(t, len(IDS))
+    result = cache(t, layer=1)
+    assert result.bytes == sum(one.bytes for one in result.layers) == dense_cache.bytes
+    assert result.source_mass is None
+    assert all(one.source is None for one in result.layers)
     probs = np64(t, "blocks.1.attn.probs")
-    np.testing.assert_allclose(found.mass, probs.sum(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.mass, probs.sum(1), rtol=1e-5, atol=1e-6)
 
 
 def test_latent_replaces_keys_and_values_in_the_cache():
     t = trace_of("deepseek_v2")
-    found = cache(t)
-    assert found.bytes == filled(t, len(IDS))[0].bytes
-    assert found.layers[0].contents == "a latent and a rotated key"
-    assert found.layers[0].bytes_per_slot == (8 + 20) * 4, "one rotated key for all heads and the latent, in float32"
+    result = cache(t)
+    assert result.bytes == filled(t, len(IDS))[0].bytes
+    assert result.layers[0].contents == "a latent and a rotated key"
+    assert result.layers[0].bytes_per_slot == (8 + 20) * 4, "one rotated key for all heads and the latent, in float32"
 
 
 @pytest.mark.parametrize("name", ["pre", "rms"])
 def test_source_keys_and_values_are_cached_once(name):
     """They are computed once, whatever the number of steps; bytes equal those of a real cache."""
-    t = translator(pair_config(name)).trace(SOURCE, TEXT)
-    kept, seen = filled(t, 1)
-    found, n = cache(t, layer=1), len(t.source)
-    assert found.bytes == kept.bytes
-    for i, (slot, one) in enumerate(zip(kept.slots, found.layers, strict=True)):
+    t = translator(encoder_decoder_config(name)).trace(SOURCE, TEXT)
+    dense_cache, seen = filled(t, 1)
+    result, n = cache(t, layer=1), len(t.source)
+    assert result.bytes == dense_cache.bytes
+    for i, (slot, one) in enumerate(zip(dense_cache.slots, result.layers, strict=True)):
         own, theirs = slot.tensors()[:2], slot.tensors()[2:]
         assert (one.slots, one.bytes) == (len(t), sum(tensor.nbytes for tensor in own))
         assert (one.source.slots, one.source.bytes) == (n, sum(tensor.nbytes for tensor in theirs))
@@ -479,33 +487,33 @@ def test_source_keys_and_values_are_cached_once(name):
         first, *later = [step[i] for step in seen]
         assert len(later) == len(t) - 1
         assert all(a is b for step in later for a, b in zip(step, first, strict=True)), "computed once"
-    for mass, name in ((found.mass, "attn"), (found.source_mass, "cross")):
+    for mass, name in ((result.mass, "attn"), (result.source_mass, "cross")):
         probs = np64(t, f"blocks.1.{name}.probs")
         np.testing.assert_allclose(mass, probs.sum(1), rtol=1e-5, atol=1e-6)
-    assert found.source_mass.shape[1] == n
-    assert float(found.source_mass.sum()) == pytest.approx(found.source_mass.shape[0] * len(t), rel=1e-5)
-    assert found.receipt.error < 1e-4
-    own, theirs = eval(found.receipt.python, {"t": t})
-    assert torch.equal(own, found.mass)
-    assert torch.equal(theirs, found.source_mass)
+    assert result.source_mass.shape[1] == n
+    assert float(result.source_mass.sum()) == pytest.approx(result.source_mass.shape[0] * len(t), rel=1e-5)
+    assert result.receipt.error < 1e-4
+    own, theirs = eval(result.receipt.python, {"t": t})
+    assert torch.equal(own, result.mass)
+    assert torch.equal(theirs, result.source_mass)
 
 
 @pytest.mark.parametrize("one", ["qwen3", "deepseek_v3", "pair", "t5"])
 def test_cache_speed_is_positive_and_logits_are_equal(one):
     t = subject("encoder-decoders", one)[1] if one in ("pair", "t5") else trace_of(one)
-    found = cache_speed(t, rounds=2)
-    assert min(found.prefill, found.decode, found.uncached) > 0
-    assert (found.source is None) == (t.kind == "decoder")
-    assert found.source is None or found.source > 0
-    assert found.receipt.error < 1e-4
+    result = cache_speed(t, rounds=2)
+    assert min(result.prefill, result.decode, result.uncached) > 0
+    assert (result.source is None) == (t.kind == "decoder")
+    assert result.source is None or result.source > 0
+    assert result.receipt.error < 1e-4
 
 
 def test_times_sum_to_the_total(t):
-    found = times(t, rounds=2)
-    parts = [found.embedding, *found.attention, *found.feed_forward, found.head]
+    result = times(t, rounds=2)
+    parts = [result.embedding, *result.attention, *result.feed_forward, result.head]
     assert len(parts) == 2 * t.config.n_layers + 2
     assert min(parts) > 0
-    assert sum(parts) == pytest.approx(found.total)
+    assert sum(parts) == pytest.approx(result.total)
 
 
 # ---- all views
@@ -515,10 +523,10 @@ def test_every_trace_view_works_for_decoders(t):
     """Each returns valid JSON without NaN."""
     for name, view in VIEWS.items():
         if view.of == "trace" and name != "alignment":  # needs a source
-            given = REQUIRED.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
-            found = plain(view.function(t, **given))
-            assert json.loads(json.dumps(found, allow_nan=False)) == found
-            assert found["receipt"]["python"]
+            parameters = REQUIRED.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
+            result = plain(view.function(t, **parameters))
+            assert json.loads(json.dumps(result, allow_nan=False)) == result
+            assert result["receipt"]["python"]
 
 
 def test_every_receipt_is_runnable_python():
@@ -526,19 +534,19 @@ def test_every_receipt_is_runnable_python():
     t, other = lm.trace("the cat sat"), lm.trace("the cat ran")
     of_model = {"tokens": {"text": "a cat"}, "merges": {"word": "cat"}, "embedding": {"token": 7}}
     of_model["embedding_map"] = {"tokens": (7, 8, 9, 30)}
-    given = {
+    parameters = {
         **REQUIRED,
         **of_model,
         "qkv": {"layer": 1, "head": 2, "position": 1},
         "block": {"layer": 1, "position": 1},
     }
-    given |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
-    given |= {"changed": {"other": other}, "fork": {"other": other}}
+    parameters |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
+    parameters |= {"changed": {"other": other}, "fork": {"other": other}}
     for name, view in VIEWS.items():
         if name == "alignment":  # needs a source
             continue
-        found = view.function(lm if view.of == "model" else t, **given.get(name, {}))
-        assert eval(found.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
+        result = view.function(lm if view.of == "model" else t, **parameters.get(name, {}))
+        assert eval(result.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
 
 
 def test_views_are_methods():
@@ -585,14 +593,14 @@ def test_invalid_text_parameters_raise_request_error(name, given, match):
 
 def test_text_parameters_are_parsed():
     assert find_view("embedding_map").read({"tokens": "1,2,30"}) == {"tokens": (1, 2, 30)}
-    given = {"temperature": "0.5", "top_k": "", "top_p": "0.9", "draws": "10"}
-    assert find_view("sampling").read(given) == {"temperature": 0.5, "top_k": None, "top_p": 0.9, "draws": 10}
+    parameters = {"temperature": "0.5", "top_k": "", "top_p": "0.9", "draws": "10"}
+    assert find_view("sampling").read(parameters) == {"temperature": 0.5, "top_k": None, "top_p": 0.9, "draws": 10}
 
 
 def test_summary_marks_generated_tokens():
     tokenizer = make_tokenizer()
     lm = LanguageModel(tiny("gpt2", vocab_size=tokenizer.vocab_size), tokenizer)
     t = lm.trace("the cat", max_tokens=6, temperature=0)
-    found = summary(t)
-    assert [one.generated for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
-    assert all(one.rank == 0 for one in found.tokens[t.n_prompt :]), "greedy decoding takes the most likely token"
+    result = summary(t)
+    assert [one.generated for one in result.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
+    assert all(one.rank == 0 for one in result.tokens[t.n_prompt :]), "greedy decoding takes the most likely token"

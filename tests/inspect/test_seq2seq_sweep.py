@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from test_edit_sourced import OTHER, edits_of, embedder
-from test_sourced import RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
+from test_seq2seq_edits import OTHER, edits_of, embedder
+from test_seq2seq_trace import RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
 
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect.capture.points import points

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from generate.writers import make_tokenizer
+from generate.scripted import make_tokenizer
 from test_translator import RECURRENT, TRANSLATORS
-from tiny import assert_near, wake
+from tiny import assert_near, randomise_sharp
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import some_ids, tiny_encoder, wordpieces
 from tiny_translators import CONFIGS as FAMILIES
@@ -30,7 +30,7 @@ def family_translator(name):
     config = FAMILIES[name]()
     size = TOKENIZER.vocab_size
     config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
-    return Translator(wake(EncoderDecoder(config)), TOKENIZER)
+    return Translator(randomise_sharp(EncoderDecoder(config)), TOKENIZER)
 
 
 SEQ2SEQ = {name: one for name, one in TRANSLATORS.items() if name not in RECURRENT}

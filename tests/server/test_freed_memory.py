@@ -6,7 +6,7 @@ import weakref
 import httpx2
 import pytest
 from server.conftest import assert_error, serving, tiny_lm
-from server.test_queue import Slow, opened, wait_until, writing
+from server.test_queue import SlowModel, completion_body, open_request, wait_until
 
 from glassformer.cache.size import cached_numbers
 from glassformer.generate import session
@@ -70,12 +70,14 @@ def caches(monkeypatch):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_cache_follows_the_tokens_and_is_freed_when_the_client_leaves(caches, stream):
-    slow = Slow()
+    slow = SlowModel()
     with serving([("one", slow.lm)]) as (url, app):
         gc.collect()
         gc.disable()
         try:
-            sock = opened(url, "/v1/completions", writing("one", max_tokens=None, n=16, stream=stream, ignore_eos=True))
+            sock = open_request(
+                url, "/v1/completions", completion_body("one", max_tokens=None, n=16, stream=stream, ignore_eos=True)
+            )
             wait_until(lambda: slow.passes > 3)
             (cache,) = caches
             assert cache().bytes <= 16 * bytes_of(slow.lm, 32), "not the context of 256 tokens"
@@ -90,11 +92,11 @@ def test_the_cache_follows_the_tokens_and_is_freed_when_the_client_leaves(caches
 
 def test_running_requests_share_the_memory():
     """Two requests that together need more than the memory run one after the other; a small one joins when it fits."""
-    slow = Slow()
+    slow = SlowModel()
     half = 4 * bytes_of(slow.lm, 100)
     with serving([("one", slow.lm)], Settings(cache_bytes=2 * half)) as (url, app):
-        big = writing("one", prompt=[5] * 20, max_tokens=80, n=4, stream=True, ignore_eos=True)
-        socks = [opened(url, "/v1/completions", big) for _ in range(3)]
+        big = completion_body("one", prompt=[5] * 20, max_tokens=80, n=4, stream=True, ignore_eos=True)
+        socks = [open_request(url, "/v1/completions", big) for _ in range(3)]
         wait_until(lambda: app.state.queue.reserved == 2 * half)
         wait_until(lambda: app.state.queue.state == {"running": 2, "waiting": 1})
         socks[0].close()

@@ -8,9 +8,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_sourced import NEAR, RECURRENT_ATTENTION, SEQ2SEQ, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
+from test_seq2seq_trace import (
+    NEAR,
+    RECURRENT_ATTENTION,
+    SEQ2SEQ,
+    SOURCE,
+    TARGET,
+    TOKENIZER,
+    TRANSLATORS,
+    np64,
+    translator,
+)
 from test_translator import TEXTS
-from tiny import assert_near, random_ids, wake
+from tiny import assert_near, random_ids, randomise_sharp
 from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import some_ids, tiny_encoder, wordpieces
 from tiny_translators import CONFIGS as FAMILIES
@@ -112,7 +122,7 @@ def test_ablated_head_equals_a_hook_in_transformers(family, layer, tmp_path):
 
     from glassformer.formats import load_seq2seq
 
-    save_model(wake(EncoderDecoder(FAMILIES[family]())), tmp_path)
+    save_model(randomise_sharp(EncoderDecoder(FAMILIES[family]())), tmp_path)
     theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_seq2seq(tmp_path)
     core = getattr(theirs, "model", theirs)
     side = core.encoder if layer.startswith("encoder.") else core.decoder
