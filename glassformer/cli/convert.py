@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -68,7 +69,9 @@ def convert(
         if to_gguf:
             gguf_family(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
             stored = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
-            left_out = _write_gguf(checkpoint, dst, stored if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the command reports what is lost itself
+                left_out = _write_gguf(checkpoint, dst, stored if to == "auto" else to)  # pyright: ignore[reportArgumentType]
         else:
             left_out = []
             _write_folder(checkpoint, dst, dtypes.get(to, _folder_dtype(checkpoint)), round(shard_gb * 1e9))

@@ -37,6 +37,8 @@ def find_model(path: str | Path, *, offline: bool = False) -> Path:
     Raises:
         CheckpointError: no model is found, or it cannot be read.
     """
+    if not str(path):
+        raise CheckpointError("the model is empty text: give a model folder or file, or a name")
     try:
         return _find(path, offline)
     except OSError as error:

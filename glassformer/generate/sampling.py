@@ -38,7 +38,7 @@ def check_number(
     types = int if integer else int | float
     if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high or (above and value == low):
         kind, start = ("a whole number", "from") if integer else ("a number", "above" if above else "from")
-        end = "" if math.isinf(high) or high >= 1 << 31 else f" to {high:g}"
+        end = "" if high in (math.inf, 1 << 31) else f" to {high if integer else format(high, 'g')}"
         raise RequestError(f"{name} must be {kind} {start} {low:g}{end}, got {value!r}", param=name.partition("[")[0])
 
 

@@ -246,6 +246,8 @@ class TextModel(ModelViews, ABC):
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save the model and its tokenizer as one GGUF file; `kind` is the type of its matrices.
 
+        Warns of the parts of the tokenizer that GGUF cannot store.
+
         Raises:
             ConfigError, TokenizerError: GGUF cannot express the model or its tokenizer.
         """

@@ -318,10 +318,11 @@ class Embedder(TextModel):
         from glassformer.formats.gguf.metadata import write_metadata
         from glassformer.formats.gguf.pooling import pooling_to_gguf
         from glassformer.formats.gguf.save import save_gguf
-        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf, warn_of_losses
 
         metadata = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
         metadata |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
+        warn_of_losses(self.tokenizer)
         save_gguf(self.model, path, kind, extra=metadata)
 
 

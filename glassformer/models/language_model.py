@@ -449,11 +449,13 @@ class LanguageModel(TextModel):
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file, for llama.cpp and other tools: see `TextModel.save_gguf`."""
         from glassformer.formats.gguf.save import save_gguf
-        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf, warn_of_losses
 
         metadata = {} if self.tokenizer is None else tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
         if self.end_ids and "tokenizer.ggml.eos_token_id" not in metadata:
             metadata["tokenizer.ggml.eos_token_id"] = min(self.end_ids)
+        if self.tokenizer is not None:
+            warn_of_losses(self.tokenizer)
         save_gguf(self.model, path, kind, extra=metadata)
 
 

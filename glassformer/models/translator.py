@@ -355,7 +355,7 @@ class Translator(TextModel):
         """Save one GGUF file: see `TextModel.save_gguf`. GGUF has no fields for the search options."""
         from glassformer.formats.gguf.metadata import write_metadata
         from glassformer.formats.gguf.save import save_gguf
-        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+        from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf, warn_of_losses
 
         if isinstance(self.model, RecurrentEncoderDecoder):
             raise ConfigError("GGUF does not support recurrent models: save a model folder")
@@ -365,6 +365,7 @@ class Translator(TextModel):
         architecture = write_metadata(self.model.config).architecture
         metadata = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
         metadata[f"{architecture}.decoder_start_token_id"] = self.begin_id
+        warn_of_losses(self.tokenizer)
         save_gguf(self.model, path, kind, extra=metadata)
 
 

@@ -113,7 +113,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         messages = {
-            400: "the body cannot be parsed as JSON: it is nested too deeply, or a number is too long",
+            400: "the body cannot be parsed as JSON: it must be UTF-8, uncompressed, and not nested deeply",
             404: f"{request.url.path} does not exist",
             405: f"{request.method} is not allowed at {request.url.path}",
         }

@@ -11,7 +11,6 @@ import errno
 import gc
 import ipaddress
 import logging
-import resource
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -84,6 +83,10 @@ def is_loopback(sock: socket.socket) -> bool:
 
 def file_limit() -> int:
     """Return how many files and sockets this process may open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 1 << 20
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 

@@ -278,6 +278,11 @@ def test_invalid_path_error_lists_alternatives(name, why, tmp_path):
         glassformer.load(tmp_path / name)
 
 
+def test_empty_path_raises():
+    with pytest.raises(CheckpointError, match="the model is empty text"):
+        glassformer.load("")
+
+
 # ---- device and dtype
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer as Core
 from glassformer.errors import TokenizerError
 from glassformer.formats.gguf.tokenizer_keys import KEY, PRE_TOKENIZER_BY_NAME
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
-from glassformer.formats.gguf.tokenizer_write import lost_in_gguf, tokenizer_to_gguf
+from glassformer.formats.gguf.tokenizer_write import lost_in_gguf, tokenizer_to_gguf, warn_of_losses
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.sentencepiece.model_file import parse_sentencepiece
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
@@ -319,6 +320,8 @@ def test_lost_flags_are_reported(flags, normalizer, lost):
     core.add_tokens([AddedToken("<m>", **{"normalized": False, **flags})])
     tokenizer = Tokenizer(core.to_str())
     assert lost_in_gguf(tokenizer) == lost
+    with pytest.warns(UserWarning, match=f"GGUF cannot store {lost[0]}") if lost else nullcontext():
+        warn_of_losses(tokenizer)
     if flags and not normalizer:
         texts = ("a <m> b", "a<m>b", "<m>  b")
         imported = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer))
@@ -392,3 +395,10 @@ def test_unused_end_token_raises_error():
     metadata[KEY + "token_type"][0] = 5
     with pytest.raises(TokenizerError, match=r"'</s>' begins or ends a text, but its .*token_type is 5"):
         tokenizer_from_gguf(metadata)
+
+
+def test_byte_pair_encoding_without_merges_is_not_exported():
+    core = Core(models.BPE({letter: i for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    with pytest.raises(TokenizerError, match="without merges"):
+        tokenizer_to_gguf(Tokenizer(core.to_str()))

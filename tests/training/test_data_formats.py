@@ -142,6 +142,12 @@ def test_tsv_has_a_header_and_no_quotes(tmp_path):
     assert files.skipped.counts == {"row of another length than the header": 1, "empty": 1}
 
 
+def test_a_row_of_several_lines_is_named_after_its_first(tmp_path):
+    (tmp_path / "a.csv").write_text('text\n"one\ntwo"\nthree\n')
+    origins = [document.origin.rpartition(":")[2] for document in DocumentFiles(tmp_path)]
+    assert origins == ["2", "4"]
+
+
 BROKEN = {
     "end.json": (b'[{"text": "a"}, {"text": "b"', ["a"], "not JSON", "end.json#2: "),
     "noend.json": (b'[{"text": "a"}', ["a"], "not JSON", "noend.json: the array has no end"),

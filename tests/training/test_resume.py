@@ -245,3 +245,8 @@ def test_truncate_metrics_keeps_earlier_lines_unchanged(tmp_path):
     path.write_text(lines[0] + '{"step": "x"}\n' + lines[2])
     assert "line 2 of" in (truncate_metrics(path, 3) or "")
     assert path.read_text() == lines[0]
+
+
+def test_resume_of_a_folder_without_a_run_raises(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a run folder, it has no run\.json"):
+        resume_config(tmp_path)

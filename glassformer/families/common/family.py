@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from glassformer.config import Activation, ModelConfig, RecurrentConfig, TextEncoderConfig
+from glassformer.config.checks import MAX_LAYERS
 from glassformer.errors import ConfigError
 from glassformer.families.common.neutral import IGNORED
 from glassformer.families.common.shape import ShapeConfig
@@ -31,7 +32,7 @@ AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of a complete m
 
 MISSING = object()
 MAX_NUMBER = 1e30
-MAX_SIZE, MAX_LAYERS = 1 << 62, 10_000  # a config holds one object per layer
+MAX_SIZE = 1 << 62
 
 
 class ConfigFields:

@@ -15,6 +15,7 @@ from glassformer.config import (
     NormConfig,
     RecurrentConfig,
 )
+from glassformer.config.checks import MAX_LAYERS
 from glassformer.errors import ConfigError
 
 
@@ -44,6 +45,7 @@ class ShapeConfig:
         d_ff is 4 d_model for a plain feed-forward layer, and 8/3 d_model, rounded up to a multiple of 32, for a gated
         one, which has three matrices instead of two.
         """
+        _check_layers(self.n_layers)
         if self.head_dim == 0 and self.d_model % self.n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
         plain = 4 * self.d_model
@@ -79,6 +81,7 @@ class Seq2SeqShape:
 
     def expand(self, vocab_size: int, source_vocab_size: int = 0) -> ModelConfig:
         """Return the full configuration for these vocabularies. ConfigError: the sizes do not fit together."""
+        _check_layers(self.n_layers)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
         if self.norm_at not in ("pre", "post"):
@@ -134,6 +137,7 @@ class RecurrentShape:
 
     def expand(self, vocab_size: int, source_vocab_size: int = 0) -> RecurrentConfig:
         """Return the full configuration for these vocabularies. ConfigError: the sizes do not fit together."""
+        _check_layers(self.n_layers)
         return RecurrentConfig(
             source_vocab_size=source_vocab_size or vocab_size,
             target_vocab_size=vocab_size,
@@ -155,3 +159,9 @@ PRESETS: dict[str, ShapeConfig] = {
     "medium": ShapeConfig(d_model=768, n_layers=12, n_heads=12, n_kv_heads=4, context=1024),
     "gpt2-small": ShapeConfig(family="gpt2", d_model=768, n_layers=12, n_heads=12, context=1024),
 }
+
+
+def _check_layers(n_layers: int) -> None:
+    """Raise ConfigError for more layers than a configuration may hold: it has one object per layer."""
+    if n_layers > MAX_LAYERS:
+        raise ConfigError(f"n_layers must be at most {MAX_LAYERS:,}, got {n_layers:,}")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import warnings
 from typing import Any
 
 from glassformer.errors import TokenizerError
@@ -106,6 +107,12 @@ def lost_in_gguf(tokenizer: Tokenizer) -> list[str]:
     return lost
 
 
+def warn_of_losses(tokenizer: Tokenizer) -> None:
+    """Warn of the parts of a tokenizer that a GGUF file does not hold. Raises as `lost_in_gguf` does."""
+    if lost := lost_in_gguf(tokenizer):
+        warnings.warn(f"GGUF cannot store {', '.join(lost)}: some texts get other token ids", stacklevel=3)
+
+
 def _add_bos_eos_keys(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
     """Add the keys for BOS and EOS. Raises TokenizerError for any other prefix or suffix."""
     prefix, suffix = tokenizer.prefix_ids, tokenizer.suffix_ids
@@ -157,6 +164,8 @@ def _hf_metadata(backend: HFTokenizer) -> dict[str, Any]:
     vocab = model["vocab"]
     tokens = {index: token for token, index in vocab.items()}
     pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    if not pairs:
+        raise TokenizerError("GGUF cannot represent a byte-pair encoding without merges")
     if model.get("byte_fallback"):
         return _byte_fallback_metadata(backend, tokens, pairs)
     pre_tokenizer = layout.get("pre_tokenizer") or {}

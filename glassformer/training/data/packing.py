@@ -100,12 +100,14 @@ class PackedLoader:
                 f"(this is rank {rank}): the batch size must be a multiple of the number of processes"
             )
         if self.n_tokens < batch * context:
-            hint = f"lower context to at most {max(1, self.n_tokens // batch)}"
+            hints = ["give more text"]
+            if self.n_tokens >= batch:
+                hints.insert(0, f"lower context to at most {self.n_tokens // batch}")
             if self.n_tokens >= context * world_size:
-                hint = f"lower batch to at most {self.n_tokens // context // world_size * world_size}, or " + hint
+                hints.insert(0, f"lower batch to at most {self.n_tokens // context // world_size * world_size}")
             raise DataError(
                 f"the training text is too small: it has {self.n_tokens:,} tokens, and one batch of {batch} sequences "
-                f"of {context} tokens needs {batch * context:,}: {hint}, or give more text"
+                f"of {context} tokens needs {batch * context:,}: {', or '.join(hints)}"
             )
 
     @property

@@ -166,8 +166,9 @@ def _delimited(file: OpenFile, fields: Sequence[str], skip: Skip, delimiters: st
         header = next(reader, [])
         if not header or not _has_fields(header, fields, file.name, skip):
             return
+        line = reader.line_num + 1
         for row in reader:
-            where = f"{file.name}:{reader.line_num}"
+            where, line = f"{file.name}:{line}", reader.line_num + 1  # the first line of the row
             if len(row) == len(header):
                 yield where, dict(zip(header, row, strict=True))
             elif row:

@@ -72,6 +72,8 @@ class RunFile:
         Raises CheckpointError when it is missing, truncated, of another format version, or has other values.
         """
         path = folder / RUN_FILE
+        if not has_run(folder):
+            raise CheckpointError(f"{folder} is not a run folder, it has no {RUN_FILE}: start a run without resume")
         raw = read_json(path, dict[str, Any])
         if raw.get("format") != FORMAT:
             raise CheckpointError(

@@ -26,6 +26,7 @@ from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
 from glassformer.training.data.prepare import prepare, reading_report
 from glassformer.training.data.sources import Document, DocumentFiles, FileStream, Texts
 from glassformer.training.init import check_init, init_weights
+from glassformer.training.model_size import check_model_size
 from glassformer.training.run.metrics import Reporter
 
 MIN_VOCABULARY = 512  # stands for the size of a tokenizer that is not trained yet
@@ -146,6 +147,7 @@ def check_language_model(config: TrainConfig, documents: Documents | None, held_
         check_vocabulary(0 if tokenizer is None else tokenizer.vocab_size, checkpoint.config)
     else:
         model = model_config(task, tokenizer.vocab_size if tokenizer else MIN_VOCABULARY)
+        check_model_size(model)
         check_init(model, qk_gain=task.init.qk_gain, look_back=task.init.look_back)
         check_vocabulary(tokenizer.vocab_size if tokenizer else 0, model)
         check_context(task, model, "the new model")

@@ -29,6 +29,7 @@ from glassformer.training.data.seq2seq_batches import Seq2SeqBatch, Seq2SeqLoade
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_examples
 from glassformer.training.data.seq2seq_store import load_examples, save_examples
 from glassformer.training.data.sources import Skipped
+from glassformer.training.model_size import check_model_size
 from glassformer.training.optim.storage import role_of
 from glassformer.training.run.distributed import ProcessGroup
 from glassformer.training.run.metrics import Reporter
@@ -121,7 +122,7 @@ def check_seq2seq(config: TrainConfig, examples: ExampleSource | None, held_out:
     if config.from_model is not None:
         check_shape(config.from_model, task.model)
     else:
-        task.model.expand(MIN_VOCABULARY)
+        check_model_size(task.model.expand(MIN_VOCABULARY))
     tokenizer = known_tokenizer(config)
     if tokenizer is not None:
         prompt_ids(config, tokenizer)
