@@ -25,6 +25,7 @@ from glassformer.formats import load_decoder
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
+from glassformer.kernels.linear import widen
 from glassformer.nn.model import Decoder
 
 MODELS = {
@@ -93,6 +94,7 @@ def measure(name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[lis
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = load_decoder(folder, copy=True)
+        widen(ours)
     rows = []
     for batch in args.batches:
         ids = torch.randint(MODELS[name].vocab_size, (batch, args.prompt), generator=torch.Generator().manual_seed(0))
