@@ -282,7 +282,7 @@ def test_lens_streams_rows_and_disconnect_cancels(open_page, server, monkeypatch
     assert [one.locator("td.cell").count() > 0 for one in shown.all()] == [True] + [False] * (shown.count() - 1)
     page.get_by_role("link", name="Tokenizer").click()
     queue = server.app.state.queue
-    while not queue._running[-1].cancelled:
+    while not any(job.cancelled for job in queue._quick):
         page.wait_for_timeout(10)
     go.set()
     page.locator("gf-view-tokenizer .tree").wait_for()

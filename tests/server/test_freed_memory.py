@@ -38,7 +38,7 @@ def test_requests_beyond_the_memory_are_rejected_with_both_numbers():
             )
             assert f"a request may use {limit / 1e6:.1f} MB" in error["message"]
         prompts = {"prompt": [[5] * 10] * 40, "max_tokens": 90, "n": 1}
-        assert_error(http.post("/v1/completions", json=body | prompts), 400, "32 sequences", code="too_much_memory")
+        assert http.post("/v1/completions", json=body | prompts).status_code == 200  # in batches that fit
         chat = {"model": "m", "messages": [{"role": "user", "content": "a"}], "n": 128}
         assert_error(http.post("/v1/chat/completions", json=chat), 400, code="too_much_memory")
 

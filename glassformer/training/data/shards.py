@@ -219,4 +219,5 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} has version {index.get('version')}, this Glassformer reads {VERSION}: prepare the data again"
         )
-    return check_schema(index, path, Index, error_type=DataError)
+    check_schema(index, path, Index, error_type=DataError)
+    return index
