@@ -84,9 +84,11 @@ def test_stopped_run_has_the_exit_status_of_its_signal_and_says_how_to_resume(da
     assert last.endswith(f" of 100000; resume with: glassformer train --out '{out}' --resume")
 
 
-def test_help_of_train_states_meaning_and_default_of_every_option(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
-    shown = run_ok(capfd, "train", "--help").out
+def test_help_of_train_states_meaning_and_default_of_every_option():
+    command = [sys.executable, "-m", "glassformer", "train", "--help"]  # a process: the console keeps its first width
+    shown = subprocess.run(
+        command, env=os.environ | {"COLUMNS": "250"}, capture_output=True, text=True, check=True
+    ).stdout
     for line in filter(re.compile(r"│ [* ]  --").match, shown.splitlines()):
         name, _, text = re.sub(r"^│ [* ]  |│$", "", line).strip().partition("  ")
         words = text.partition("[choices")[0].strip()
