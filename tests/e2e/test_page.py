@@ -239,7 +239,8 @@ def test_block(open_page, server, lm, trace):
     first = view.locator("tbody tr").first
     assert numbers_in(first)[0] == best
     assert is_close(numbers_in(first)[1], act[best])
-    towards = (lm.model.head.weight.detach().double() @ down[:, best] * act[best]).topk(4).indices.tolist()
+    added = lm.model.norm.weight.detach().double() * down[:, best] * act[best]  # as the final norm scales it
+    towards = (lm.model.head.weight.detach().double() @ added).topk(4).indices.tolist()
     words = [lm.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in towards]
     shown = first.locator("td").nth(2).locator(".tok").all_inner_texts()
     plain = [(one.replace("·", " "), word) for one, word in zip(shown, words, strict=True) if word.isprintable()]
