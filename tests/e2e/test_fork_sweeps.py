@@ -110,7 +110,7 @@ def test_sweep_operations_and_metrics(open_page, server, lm, trace, over, shape,
             {**how, "target": best[0], "rival": best[1]},
         )
     if how.get("op") == "patch":
-        how = {**how, "source": lm.trace(OTHER)}
+        how = {**how, "source": lm.trace(OTHER), "align": "start"}
     page = open_view(open_page, server, query=last, _sweep="1", _over=over, **{f"_{k}": v for k, v in more.items()})
     rows = list(lm.sweep(trace, over=over, position=last, **how))
     values = effects(rows, shape)

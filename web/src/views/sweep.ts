@@ -456,7 +456,7 @@ export class Sweep extends SessionElement {
 
   #python(parameters: Record<string, string | number>, text: string | null): string {
     const args = Object.entries(parameters).map(([name, value]) => `${name}=${pythonLiteral(value)}`);
-    if (text !== null) args.push(`source=lm.trace(${pythonLiteral(text)})`);
+    if (text !== null) args.push(`source=lm.trace(${pythonLiteral(text)})`, `align="start"`);
     return `list(lm.sweep(t, ${args.join(", ")}))`;
   }
 
