@@ -2,6 +2,7 @@
 
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,19 @@ def shared_file():
         return path
 
     return find
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """Return weak references to every cache that a decode session creates."""
+    from glassformer.generate import session
+
+    references, make_cache = [], session.DenseCache.of
+
+    def make_and_record(*arguments, **options):
+        cache = make_cache(*arguments, **options)
+        references.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(session.DenseCache, "of", make_and_record)
+    return references

@@ -3,7 +3,7 @@
     nn.Linear        weight [out, in]                 oneDNN reorders the matrix in every forward pass
     PrepackedLinear  the same weight, and its blocks  ... once: at 32 sequences a product takes 0.5 to 0.8 of the time
     WidenedLinear    weight in bfloat16 or float16    multiplied in float32, converted a tile at a time: where the CPU
-                                                      has no instructions for the dtype, 256 rows take 0.2 of the time
+                                                      has no instructions for the dtype: `bench/widened.py`
 
 PyTorch has the two operations of `PrepackedLinear` for `torch.compile` of a frozen model; they have no gradient. The
 blocks take as much memory as the weights. A prepacked model is made for one call: weights may change between calls.
@@ -75,12 +75,17 @@ WIDENED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: WidenedLinear, Tie
 
 
 def widen(model: nn.Module) -> None:
-    """Change the type of a model's linear layers, whose parameters stay, if `choose_linear` chooses "widened"."""
+    """Widen the linear layers of a model if `choose_linear` chooses it. All have one device and dtype."""
+    weight = next(model.parameters())
+    if choose_linear(weight.device, weight.dtype, 1).value == "widened":
+        widen_layers(model)
+
+
+def widen_layers(model: nn.Module) -> None:
+    """Change the type of a model's linear layers; their parameters stay."""
     for module in model.modules():
         if type(module) in WIDENED:
-            weight = module.weight
-            if choose_linear(weight.device, weight.dtype, 1).value == "widened":  # pyright: ignore
-                module.__class__ = WIDENED[type(module)]
+            module.__class__ = WIDENED[type(module)]
 
 
 def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int) -> Choice:

@@ -175,53 +175,20 @@ class LanguageModel(TextModel):
         choices = () if editor is None else editor.choices
         return Generation(tuple(request.prompts[0]), tuple(map(_continuation, events)), request.sampling.seed, choices)
 
-    def stream(
-        self,
-        prompt: TextOrIds,
-        *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        n: int = 1,
-        logprobs: int | None = None,
-        edit: Edit | Sequence[Edit] = (),
-        before_forward: Callable[[], None] | None = None,
-        min_tokens: int = 0,
-        ignore_eos: bool = False,
-        **sampling: Any,
-    ) -> Iterator[TokenEvent]:
+    def stream(self, prompt: TextOrIds, **options: Any) -> Iterator[TokenEvent]:
         """Generate token by token: `generate` as an iterator of token events.
 
-        before_forward: called before each forward pass; an exception from it stops generation. An invalid request
-        raises an exception at the call, before the first event.
+        options: those of `generate`, and `before_forward`: called before each forward pass; an exception from it stops
+            generation. An invalid request raises an exception at the call, before the first event.
         """
-        return self.stream_batch(
-            [prompt], max_tokens=max_tokens, stop=stop, n=n, logprobs=logprobs, edit=edit,
-            before_forward=before_forward, min_tokens=min_tokens, ignore_eos=ignore_eos, **sampling,
-        )  # fmt: skip
+        return self.stream_batch([prompt], **options)
 
-    def stream_batch(
-        self,
-        prompts: Sequence[TextOrIds],
-        *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        n: int = 1,
-        logprobs: int | None = None,
-        edit: Edit | Sequence[Edit] = (),
-        before_forward: Callable[[], None] | None = None,
-        min_tokens: int = 0,
-        ignore_eos: bool = False,
-        **sampling: Any,
-    ) -> Iterator[TokenEvent]:
+    def stream_batch(self, prompts: Sequence[TextOrIds], **options: Any) -> Iterator[TokenEvent]:
         """Continue several prompts in one batch, as `stream`. The sequences p*n to p*n + n-1 continue prompt p.
 
         Sequence i draws with the seed plus i. The row of an edit is the index of a sequence.
         """
-        events = self.stream_with_pauses(
-            prompts, max_tokens=max_tokens, stop=stop, n=n, logprobs=logprobs, edit=edit,
-            before_forward=before_forward, min_tokens=min_tokens, ignore_eos=ignore_eos, **sampling,
-        )  # fmt: skip
-        return (event for event in events if event is not None)
+        return (event for event in self.stream_with_pauses(prompts, **options) if event is not None)
 
     def stream_with_pauses(
         self,
@@ -376,25 +343,12 @@ class LanguageModel(TextModel):
         assert isinstance(last, LanguageModelTrace)
         return last
 
-    def trace_stream(
-        self,
-        text: TextOrIds,
-        *,
-        capture: str | Sequence[str] = (),
-        edit: Edit | Sequence[Edit] = (),
-        budget: int | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        logprobs: int | None = None,
-        before_forward: Callable[[], None] | None = None,
-        **sampling: Any,
-    ) -> Iterator[TokenEvent | LanguageModelTrace]:
-        """Yield the token events of the continuation, then the trace. An invalid request raises at the call."""
-        events = self.trace_with_pauses(
-            text, capture=capture, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, logprobs=logprobs,
-            before_forward=before_forward, **sampling,
-        )  # fmt: skip
-        return (event for event in events if event is not None)
+    def trace_stream(self, text: TextOrIds, **options: Any) -> Iterator[TokenEvent | LanguageModelTrace]:
+        """Yield the token events of the continuation, then the trace. An invalid request raises at the call.
+
+        options: those of `trace`, and `logprobs` as in `generate`.
+        """
+        return (event for event in self.trace_with_pauses(text, **options) if event is not None)
 
     def trace_with_pauses(
         self,

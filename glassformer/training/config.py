@@ -280,7 +280,7 @@ class TrainConfig:
     def __post_init__(self):
         require_types(self)
         if self.task.kind == "seq2seq":
-            self.read.for_examples()
+            self.read.check_for_examples()
         require_range(self, "batch", 0)
         require_range(self, "accumulate eval_tokens keep_last sample_tokens", 1)
         require_range(self, "eval_every save_every sample_every", 0)

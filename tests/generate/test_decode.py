@@ -2,7 +2,6 @@
 
 import gc
 import random
-import weakref
 from functools import cache
 
 import pytest
@@ -11,7 +10,7 @@ from tiny import FAMILIES, random_ids, run
 from tiny import tiny as tiny_model
 
 from glassformer.errors import CapacityError, CheckpointError, RequestError
-from glassformer.generate import prefill, session
+from glassformer.generate import prefill
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling, adjust, choose
@@ -299,20 +298,6 @@ def test_inference_mode_does_not_leak_between_events():
     events.close()
     assert not torch.is_inference_mode_enabled()
     assert modes == [True] * 9, "three forward passes of three layers, all without a graph"
-
-
-@pytest.fixture
-def caches(monkeypatch):
-    """Return weak references to every cache that is created."""
-    references, make_cache = [], session.DenseCache.of
-
-    def make_and_record(*arguments, **options):
-        cache = make_cache(*arguments, **options)
-        references.append(weakref.ref(cache))
-        return cache
-
-    monkeypatch.setattr(session.DenseCache, "of", make_and_record)
-    return references
 
 
 def test_closing_the_iterator_frees_the_cache(caches):

@@ -1,7 +1,6 @@
 """The keys and values of requests: bounded in bytes, as large as what is generated, and freed at the end."""
 
 import gc
-import weakref
 
 import httpx2
 import pytest
@@ -9,7 +8,6 @@ from server.conftest import assert_error, serving, tiny_lm
 from server.test_queue import SlowModel, completion_body, open_request, wait_until
 
 from glassformer.cache.size import cached_numbers
-from glassformer.generate import session
 from glassformer.server.app import Settings
 
 CONTEXT = 256
@@ -52,20 +50,6 @@ def test_without_a_token_limit_texts_end_where_the_memory_ends():
         assert [choice["finish_reason"] for choice in few["choices"]] == ["length"] * 4
         one = httpx2.post(f"{url}/v1/completions", json=body, timeout=60).json()
         assert one["usage"]["completion_tokens"] == CONTEXT - 10
-
-
-@pytest.fixture
-def caches(monkeypatch):
-    """Weak references to every cache, and the largest number of bytes of each."""
-    made, of = [], session.DenseCache.of
-
-    def remember(*arguments, **rest):
-        cache = of(*arguments, **rest)
-        made.append(weakref.ref(cache))
-        return cache
-
-    monkeypatch.setattr(session.DenseCache, "of", remember)
-    return made
 
 
 @pytest.mark.parametrize("stream", [True, False])

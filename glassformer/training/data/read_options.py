@@ -49,12 +49,11 @@ class ReadOptions:
             raise ConfigError(f"encoding must be an encoding of text files, got {self.encoding!r}")
         object.__setattr__(self, "encoding", "utf-8" if name == "utf_8_sig" else codec.name)
 
-    def for_examples(self) -> ReadOptions:
-        """Return these options. Raises ConfigError for one that has no meaning for source-target pairs."""
+    def check_for_examples(self) -> None:
+        """Raise ConfigError for an option that has no meaning for source-target pairs."""
         for name in ("text_field", "separator"):
             if getattr(self, name) != getattr(ReadOptions, name):
                 raise ConfigError(f"{name} is an option of task lm: source-target pairs have a source and a target")
-        return self
 
 
 DEFAULT_READ = ReadOptions()

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from glassformer.errors import DataError
 from glassformer.training.data.byte_streams import MAX_RECORD, OpenFile, Unreadable
 from glassformer.training.data.held_out import choose_held_out
 from glassformer.training.data.prepare import BATCH_TEXTS, ParallelEncoder
-from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
+from glassformer.training.data.read_options import ReadOptions
 from glassformer.training.data.records import LONG
 from glassformer.training.data.sources import STRUCTURED, FileStream, Skipped
 
@@ -47,17 +46,11 @@ class Seq2SeqFiles(FileStream[Seq2SeqExample]):
     """A `FileStream` of seq2seq examples. A file of an unknown type is TSV, unless its content is structured."""
 
     unit, formats = "example", {".tsv": "plain"} | {k: v for k, v in STRUCTURED.items() if k != ".tsv"}
-    fields = "source", "target"
 
-    def __init__(
-        self,
-        sources: str | Path | Sequence[str | Path],
-        read: ReadOptions = DEFAULT_READ,
-        *,
-        strict: bool = False,
-        announce: Callable[[str], None] | None = None,
-    ):
-        super().__init__(sources, read.for_examples(), strict=strict, announce=announce)
+    @classmethod
+    def fields_of(cls, read: ReadOptions) -> tuple[str, ...]:
+        read.check_for_examples()
+        return "source", "target"
 
     def _plain(self, file: OpenFile) -> Iterator[Seq2SeqExample]:
         start = 0

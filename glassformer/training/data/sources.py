@@ -131,7 +131,6 @@ class FileStream(Generic[Item]):
 
     unit: ClassVar[str] = "item"  # the name of an item in messages
     formats: ClassVar[Mapping[str, str]] = {}  # file type -> "plain" or a key of READERS; these are read in a folder
-    fields: Sequence[str]  # of a record that an item is made of
     repeatable = True
 
     def __init__(
@@ -149,11 +148,17 @@ class FileStream(Generic[Item]):
         self.given = [str(name) for name in given]
         if not self.given:
             raise DataError("there is no training data: give files, folders, globs or - for standard input")
+        self.fields = self.fields_of(read)
         self.read, self.strict, self.skipped, self.announce = read, strict, Skipped(), announce
         self._unread = Skipped()  # files of other types, hidden files, and files named twice
         self.files = list(find_files(self.given, read.ext or tuple(self.formats), self._unread.add))
         self._copies: dict[str, BinaryIO] = {}
         self._base, self._raw = 0, None
+
+    @classmethod
+    def fields_of(cls, read: ReadOptions) -> tuple[str, ...]:
+        """Return the fields of a record that an item is made of. ConfigError: an option has no meaning for it."""
+        raise NotImplementedError
 
     @property
     def total_bytes(self) -> int:
@@ -273,16 +278,9 @@ class DocumentFiles(FileStream[Document]):
     formats = dict.fromkeys((".txt", ".md", ".text", ".markdown"), "plain") | STRUCTURED
     crlf_files = plain_files = separators = end_of_texts = 0
 
-    def __init__(
-        self,
-        sources: str | Path | Sequence[str | Path],
-        read: ReadOptions = DEFAULT_READ,
-        *,
-        strict: bool = False,
-        announce: Callable[[str], None] | None = None,
-    ):
-        super().__init__(sources, read, strict=strict, announce=announce)
-        self.fields = (read.text_field,)
+    @classmethod
+    def fields_of(cls, read: ReadOptions) -> tuple[str, ...]:
+        return (read.text_field,)
 
     def __iter__(self) -> Iterator[Document]:
         self.crlf_files, self.plain_files, self.separators, self.end_of_texts = 0, 0, 0, 0
