@@ -104,6 +104,8 @@ class DenseCache:
         self.lengths, self.counts, self.reach = lengths, list(counts), reach
         if max(lengths) > self.room:
             self.room = min(max(2 * self.room, *reach, MIN_ROOM), self.capacity)
+            for slot in self.slots:
+                slot.grow()
         width = max(counts)
         self.uniform = len(set(lengths)) == 1 and len(set(counts)) == 1
         self.old, self.end = max(n - c for n, c in zip(lengths, counts, strict=True)), max(lengths)
@@ -202,20 +204,25 @@ class FullSlot:
             k, v = self.source
             self.source = k.index_select(0, sequences), v.index_select(0, sequences)
 
-    def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """Return the storage, with room for this forward pass."""
-        self.k, self.v = self._with_room(self.k, k), self._with_room(self.v, v)
-        return self.k, self.v
+    def grow(self) -> None:
+        """Give stored keys and values as many slots as the cache has room for. Compiled blocks only allocate."""
+        self.k, self.v = (stored if stored is None else self._with_room(stored) for stored in (self.k, self.v))
 
-    def _with_room(self, stored: Tensor | None, new: Float[Tensor, "B T Hkv Dh"]) -> Float[Tensor, "B Hkv R Dh"]:
+    def _with_room(self, stored: Float[Tensor, "B Hkv S Dh"]) -> Float[Tensor, "B Hkv R Dh"]:
         """Return stored keys or values in at least as many slots. Zeros, not NaN: hidden values are multiplied by 0."""
+        batch, heads, slots, size = stored.shape
         room = min(self.size, self.cache.room)
-        if stored is not None and stored.shape[2] == room:
+        if slots == room:
             return stored
-        larger = new.new_zeros(len(self.cache.lengths), new.shape[2], room, new.shape[3])
-        if stored is not None:
-            larger[:, :, : stored.shape[2]] = stored
+        larger = stored.new_zeros(batch, heads, room, size)
+        larger[:, :, :slots] = stored
         return larger
+
+    def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
+        """Return the storage. The first forward pass allocates it in the shape and dtype of its keys and values."""
+        if self.k is None or self.v is None:
+            self.k, self.v = (self._with_room(new[:, :0].transpose(1, 2)) for new in (k, v))
+        return self.k, self.v
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """Store these tokens at their positions; return every slot up to the longest sequence, as [B, S, Hkv, Dh]."""

@@ -88,16 +88,17 @@ def latents():
 
 
 def decoding(config, uneven=False):
-    """Run a prefill and 40 decoding steps with a cache; return the number of graphs after each."""
+    """Run a prefill and 120 decoding steps with a cache that grows twice; return the number of graphs after each."""
+    config = change(config, "context_length", 256)
     model = randomise_sharp(Decoder(config))
-    ids, counts = random_ids(config, 2, 52), []
-    want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 60), []
+    ids, counts = random_ids(config, 2, 132), []
+    want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 140), []
     begins = [12, 9] if uneven else [12, 12]
     with torch.no_grad():
         parts.append(model(ids[:, :12], Step(cache.extend(begins), cache=cache)))
         counts.append(len(graphs))
         at = list(begins)
-        for _ in range(40):
+        for _ in range(120):
             new = torch.stack([row[a : a + 1] for row, a in zip(ids, at, strict=True)])
             parts.append(model(new, Step(cache.extend([1, 1]), cache=cache)))
             counts.append(len(graphs))

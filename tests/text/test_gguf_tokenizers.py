@@ -346,8 +346,8 @@ def test_mask_of_roberta_keeps_its_flag():
 
 
 def test_metaspace_is_reported_to_add_no_second_space():
-    vocab = {token: i for i, token in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"])}
-    core = Core(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    vocab = {token: i for i, token in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"])}
+    core = Core(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = Tokenizer(core.to_str())
