@@ -214,6 +214,29 @@ def test_chat_with_template_sends_the_conversation(capfd, run, tmp_path, monkeyp
     assert sent[1][2]["content"] in shown.out
 
 
+def test_a_named_chat_template_is_chosen_by_name(capfd, run, tmp_path, monkeypatch):
+    import glassformer
+    from glassformer.text.chat.chat_template import ChatTemplate
+
+    glassformer.load(run).save(tmp_path)
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "brief.jinja").write_text(TURNS)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('the default') }}")
+    used = []
+    encode = ChatTemplate.encode
+    monkeypatch.setattr(ChatTemplate, "encode", lambda self, *a, **f: used.append(self.name) or encode(self, *a, **f))
+    type_lines(monkeypatch, "The cat")
+    run_ok(capfd, "chat", tmp_path, "--chat-template", "brief", "--max-tokens", 3)
+    assert used == ["brief"]
+    for verb in ("chat", "serve"):
+        options = ["--port", 0] if verb == "serve" else []
+        shown = run_error(capfd, verb, tmp_path, "--chat-template", "long", *options)
+        assert "'long'" in shown
+        assert "brief" in shown
+        assert "default" in shown
+
+
 def test_chat_reserves_at_most_half_of_the_context_for_an_answer(capfd, run, monkeypatch):
     type_lines(monkeypatch, "The cat sat on the mat.")
     assert "only the last" not in run_ok(capfd, "chat", run, "--seed", 1).err  # --max-tokens is above the context of 64
