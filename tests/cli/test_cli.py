@@ -110,12 +110,10 @@ def test_generate_shows_the_end_token_with_its_logprob(capfd, run):
     assert lm.tokenizer.token_bytes(end).decode() in run_ok(capfd, *arguments).out
 
 
-def test_eval_and_bench_print_json(capfd, run):
+def test_eval_prints_json(capfd, run):
     data = json.loads(run_ok(capfd, "eval", run, run.parent / "text.txt", "--json").out)
     assert data["perplexity"] == pytest.approx(2.718281828 ** data["loss"], rel=1e-4)
     assert data["bytes"] <= len(TEXT)
-    data = json.loads(run_ok(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
-    assert data["decode_tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize("tensor", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"])
