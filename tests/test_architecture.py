@@ -95,9 +95,9 @@ ALLOWED = {
 }
 # In text/, pre-tokenizers are named after the tokenizers that use them; GGUF names architectures and tokenizers so.
 NAMED_AFTER_FAMILIES = (PACKAGE / "families", PACKAGE / "text", PACKAGE / "formats" / "gguf")
-NAMED_AFTER_MODELS = PACKAGE / "formats" / "packaged.py"
+NAMED_AFTER_MODELS = (PACKAGE / "formats" / "packaged.py", PACKAGE / "generate" / "llama_cpp_child.py")  # its C API
 PROGRAM = re.compile(r"llama[._-]?cpp", re.IGNORECASE)  # a program that is no family
-OTHERS = [path for path in FILES if not {path, *path.parents} & {*NAMED_AFTER_FAMILIES, NAMED_AFTER_MODELS}]
+OTHERS = [path for path in FILES if not {path, *path.parents} & {*NAMED_AFTER_FAMILIES, *NAMED_AFTER_MODELS}]
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(PACKAGE)))
