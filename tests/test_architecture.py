@@ -92,12 +92,13 @@ FAMILY_NAMES = (
 ALLOWED = {
     "gpt2-small",  # a value of --preset
     "sentence_bert_config.json",  # a file name of sentence-transformers
+    *("disable_exllama", "exllama_config", "use_exllama"),  # keys of GPTQ settings, named after a kernel
 }
 # In text/, pre-tokenizers are named after the tokenizers that use them; GGUF names architectures and tokenizers so.
 NAMED_AFTER_FAMILIES = (PACKAGE / "families", PACKAGE / "text", PACKAGE / "formats" / "gguf")
-NAMED_AFTER_MODELS = PACKAGE / "formats" / "packaged.py"
+NAMED_AFTER_MODELS = (PACKAGE / "formats" / "packaged.py", PACKAGE / "generate" / "llama_cpp_child.py")  # its C API
 PROGRAM = re.compile(r"llama[._-]?cpp", re.IGNORECASE)  # a program that is no family
-OTHERS = [path for path in FILES if not {path, *path.parents} & {*NAMED_AFTER_FAMILIES, NAMED_AFTER_MODELS}]
+OTHERS = [path for path in FILES if not {path, *path.parents} & {*NAMED_AFTER_FAMILIES, *NAMED_AFTER_MODELS}]
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(PACKAGE)))

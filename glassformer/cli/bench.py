@@ -122,9 +122,9 @@ def bench(
 
 def _time_chat(lm: LanguageModel, rounds: int) -> dict[str, Any] | None:
     """Measure the seconds from a message to the first token of the answer; None without a chat template."""
-    from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
+    from glassformer.text.chat.chat_template import ChatTemplate
 
-    if lm.tokenizer is None or not chat_templates(lm.tokenizer) or lm.config.context_length <= CHAT_TOKENS:
+    if lm.tokenizer is None or not lm.tokenizer.chat_templates or lm.config.context_length <= CHAT_TOKENS:
         return None
     template, message = ChatTemplate(lm.tokenizer), {"role": "user", "content": ""}
     while len(ids := template.encode([message], add_generation_prompt=True)) < CHAT_TOKENS:

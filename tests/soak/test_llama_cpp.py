@@ -134,20 +134,8 @@ def test_bench_compares_equal_tokens(capfd, lm, kind, tmp_path):
     if "GLASSFORMER_LLAMA_CPP" not in os.environ:
         pytest.skip("make llama-cpp")
     lm.save_gguf(tmp_path / "a.gguf", kind)
-    command = [
-        "bench",
-        tmp_path / "a.gguf",
-        "--compare",
-        "llama.cpp",
-        "--json",
-        "--rounds",
-        2,
-        "--batch",
-        1,
-        "--batch",
-        3,
-    ]
-    main([str(word) for word in [*command, "--prefill", 8, "--prompt-tokens", 6, "--new-tokens", 5]])
+    sizes = "--rounds 2 --batch 1 --batch 3 --prefill 8 --prompt-tokens 6 --new-tokens 5"
+    main(["bench", str(tmp_path / "a.gguf"), "--compare", "llama.cpp", "--json", *sizes.split()])
     found = json.loads(capfd.readouterr().out)
     assert found["memory"]["llama.cpp"] > 0
     for work in found["works"]:
