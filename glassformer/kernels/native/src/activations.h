@@ -44,19 +44,20 @@ static void quantize(const Op *op, int thread, int n_threads, void *scratch) {
             nan = f8_add(nan, f8_mul(v[j], f8_zero())); /* NaN for NaN and infinity, otherwise 0 */
         }
         float most = f8_largest(largest), odd = f8_sum(nan);
-        float inverse = most > 0 && odd == odd ? 127.0f / most : 0.0f;
-        if (inverse > 3.0e38f) inverse = 0.0f; /* below the smallest scale: all 0 */
+        float inverse = 127.0f / most;
+        int usable = odd == odd && inverse <= 3.402823466e+38f; /* smaller numbers, and 0, become 0 */
+        if (!usable) inverse = 0.0f;
         int32_t sums[2] = {0, 0};
         for (int j = 0; j < 4; j++) {
             int32_t q[8];
-            i8_store(q, f8_to_int(f8_mul(v[j], f8_set(inverse))));
+            i8_store(q, usable ? f8_to_int(f8_mul(v[j], f8_set(inverse))) : i8_zero());
             for (int i = 0; i < 8; i++) {
                 a.xq[g * GROUP + 8 * j + i] = (int8_t)q[i];
                 a.x16[g * GROUP + 8 * j + i] = (int16_t)q[i];
                 sums[j / 2] += q[i];
             }
         }
-        float scale = odd == odd ? most / 127.0f : odd;
+        float scale = usable ? most / 127.0f : odd; /* `odd` is 0 or NaN */
         a.xs[g] = scale;
         a.sx[g] = scale * (float)(sums[0] + sums[1]);
         a.halves[2 * g] = sums[0], a.halves[2 * g + 1] = sums[1];
