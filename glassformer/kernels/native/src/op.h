@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define GF_ABI 1
+#define GF_ABI 2
 
 typedef enum {
     GF_QUANTIZE, /* y: activations (activations.h) <- x [rows, n_in] */
