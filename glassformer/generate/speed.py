@@ -10,12 +10,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from glassformer.cache.dense import DenseCache
 from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.packed_linear import PackedLinear, weight_bytes, weight_shape
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
@@ -64,7 +67,7 @@ def measure_speed(
     Raises:
         CapacityError: the prompt and the new tokens do not fit the context.
     """
-    device, config = model.embed.weight.device, model.config
+    device, config = device_of(model), model.config
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(device)
     prefill, decode, cache = [], [], None
@@ -80,16 +83,16 @@ def measure_speed(
             decode.append(_now(device) - middle)
         tick(round_ + 1, rounds + 1, "measuring")
     assert cache is not None
-    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    matrices = [m for m in model.blocks.modules() if isinstance(m, nn.Linear | PackedLinear)]
     cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.room  # at the average number of cached tokens
-    weights = sum(w.nbytes for w in matrices) + model.head.weight.nbytes
+    weights = sum(map(weight_bytes, matrices)) + weight_bytes(model.head)
     return Speed(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         batch=batch,
         prefill_tokens_per_second=batch * prompt_tokens / statistics.median(prefill),
         decode_tokens_per_second=batch * new_tokens / statistics.median(decode),
-        prefill_flops=2.0 * batch * prompt_tokens * sum(w.numel() for w in matrices),
+        prefill_flops=2.0 * batch * prompt_tokens * sum(prod(weight_shape(m)) for m in matrices),
         matrix_rate=matrix_rate(matrices, batch * prompt_tokens),
         decode_bytes=int(weights + cached),
         memory_rate=memory_rate(device),
@@ -108,16 +111,23 @@ def memory_rate(device: torch.device, size: int = 1 << 28, rounds: int = 7) -> f
     return size / min(_seconds(data.sum, device) for _ in range(rounds))
 
 
-def matrix_rate(matrices: list[Tensor], tokens: int, rounds: int = 5) -> float:
-    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of `rounds`."""
-    device = matrices[0].device
-    inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=device).to(w.dtype) for w in matrices}
+def matrix_rate(layers: list[nn.Linear | PackedLinear], tokens: int, rounds: int = 5) -> float:
+    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of `rounds`.
+
+    A packed matrix is multiplied by its layer, which quantizes x.
+    """
+    device, shapes = device_of(layers[0]), [weight_shape(layer) for layer in layers]
+    dtype = dtype_of(layers[0])
+    inputs = {n_in: torch.randn(tokens, n_in, device=device).to(dtype) for _, n_in in shapes}
 
     def multiply() -> None:
-        for w in matrices:
-            torch.mm(inputs[w.shape[1]], w.T)
+        for layer, (_, n_in) in zip(layers, shapes, strict=True):
+            if isinstance(layer, PackedLinear):
+                layer(inputs[n_in])
+            else:
+                torch.mm(inputs[n_in], layer.weight.T)
 
-    flops = 2.0 * tokens * sum(w.numel() for w in matrices)
+    flops = 2.0 * tokens * sum(map(prod, shapes))
     return flops / min(_seconds(multiply, device) for _ in range(rounds))
 
 

@@ -17,6 +17,7 @@ from glassformer.families import family_of
 from glassformer.formats.gguf.metadata import gguf_family, write_metadata
 from glassformer.formats.save import GgufKind
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
+from glassformer.kernels.packed_linear import ModelWeights
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 
@@ -52,7 +53,8 @@ def save_gguf(
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     architecture, metadata, vectors = write_metadata(model.config)
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
-    parameters = _stored_parameters(model)
+    weights = ModelWeights(model)
+    parameters = _stored_parameters(model, weights)
     mappings = map_tensors(gguf_family(family_of(model.config)), model.config, parameters)
     kinds = [_stored_type(mapping, parameters, kind) for mapping in mappings]
     try:
@@ -77,7 +79,9 @@ def save_gguf(
             for values in vectors.values():
                 writer.write_tensor_data(np.array(values, np.float32))
             for mapping, stored in zip(mappings, kinds, strict=True):
-                writer.write_tensor_data(_encode(mapping.join(parameters), stored))
+                values = {name: parameters[name] for name in mapping.parameter_names}
+                values |= {name: weights[name] for name, value in values.items() if value.is_meta}
+                writer.write_tensor_data(_encode(mapping.join(values), stored))
         finally:
             writer.close()
 
@@ -88,10 +92,13 @@ def left_out(model: Decoder | EncoderDecoder | TextEncoder) -> list[str]:
     return [part for part in parts if getattr(model, part) is not None]
 
 
-def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder) -> dict[str, Tensor]:
-    """Return the parameters that are stored; of the position table the rows from the first position on."""
+def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder, weights: ModelWeights) -> dict[str, Tensor]:
+    """Return the parameters that are stored, packed ones without their numbers (meta).
+
+    Of the position table these are the rows from the first position on.
+    """
     omitted = tuple(f"{part}." for part in left_out(model))
-    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(omitted)}
+    parameters = {name: p for name, p in weights.shapes.items() if not name.startswith(omitted)}
     if "positions.weight" in parameters:
         parameters["positions.weight"] = parameters["positions.weight"][model.config.position_offset :]
     return parameters

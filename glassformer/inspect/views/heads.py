@@ -25,6 +25,7 @@ from glassformer.inspect.views.layer import (
     values_at,
 )
 from glassformer.inspect.views.result import off
+from glassformer.kernels.packed_linear import weight_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
     attention, position = get_attention(t, layer), resolve_position(t, "position", position)
     name = f"blocks.{layer}.attn"
     z, out = values_at(t, f"{name}.z", position), values_at(t, f"{name}.out", position)  # [H, Dv], [D]
-    slices = attention.o.weight.float().unflatten(1, z.shape)  # [D, H, Dv]
+    slices = weight_rows(attention.o, slice(None)).unflatten(1, z.shape)  # [D, H, Dv]
     parts = torch.einsum("hv,dhv->hd", z, slices)
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()
     total = parts.sum(0) if bias is None else parts.sum(0) + bias

@@ -21,6 +21,7 @@ from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import get_attention, resolve_position, values_at
 from glassformer.inspect.views.result import off
+from glassformer.kernels.packed_linear import weight_rows
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 
@@ -92,7 +93,7 @@ class VectorRows(NamedTuple):
 
 def matrix_rows(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> VectorRows:
     """Return some rows of a matrix in float32."""
-    weight = linear.weight.detach()[some].float()
+    weight = weight_rows(linear, some)
     return VectorRows(
         matrix, of, weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias[some].float()
     )
