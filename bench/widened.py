@@ -10,31 +10,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 from compare import add_arguments, alternate, show_ratio, table
 
 from glassformer.families import find_family
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.kernels.cpu import multiplies_natively
+from glassformer.kernels.cpu import cpu_name, multiplies_natively
 from glassformer.kernels.linear import widen_layers
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
 SHAPE = ShapeConfig("llama", 576, 30, n_heads=9, n_kv_heads=3, d_ff=1536, context=2048).fill(49152)
-
-
-def cpu_name() -> str:
-    """Return the name of the CPU, as Linux reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

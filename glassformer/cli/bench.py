@@ -1,68 +1,182 @@
-"""`glassformer bench`: prefill and decode speed against this machine's limits."""
+"""`glassformer bench`: prefill and decode speed, compared with this machine's limits and with llama.cpp."""
 
 from __future__ import annotations
 
+import os
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.table import Table
+
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress
+from glassformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from glassformer.formats.save import GgufKind
+    from glassformer.models.language_model import LanguageModel
+
+CHAT_TOKENS = 200  # of the prompt whose answer's first token is timed
+FILE_KINDS: dict[str, GgufKind] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def bench(
     model: str,
     *,
-    prompt_tokens: int = 0,
-    new_tokens: int = 0,
-    batch: int = 1,
-    rounds: int = 5,
+    batch: Annotated[tuple[int, ...], Parameter(negative="")] = (1, 8, 32),
+    prefill: Annotated[tuple[int, ...], Parameter(negative="")] = (256, 1024),
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+    rounds: int = 3,
+    compare: Literal["llama.cpp"] | None = None,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Measure the speed of prefill and decoding, and its share of this machine's limits.
+    """Measure the speed of decoding and prefill, and its share of this machine's limits.
+
+    Decoding is bound by the rate of memory reads, prefill by that of matrix products. Both are measured with torch.
 
     Parameters
     ----------
     model
-        A model folder, a run folder, `stories` or `smollm2`.
-    prompt_tokens
-        Tokens of the prompt; 0 is three quarters of the context, at most 512.
-    new_tokens
-        Tokens to generate; 0 is a quarter of the context, at most 64.
+        A decoder-only model: a model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     batch
-        Sequences per forward pass.
+        Sequences that are decoded at a time; may be repeated.
+    prefill
+        Tokens of a prompt; may be repeated. Lengths beyond the context are omitted.
+    prompt_tokens
+        Tokens of the prompts before decoding.
+    new_tokens
+        Tokens to decode.
     rounds
         Rounds; medians are reported.
+    compare
+        `llama.cpp`: run the same weights in llama.cpp, in turns. Needs llama-cpp-python, in this environment or in that
+        of the Python interpreter that GLASSFORMER_LLAMA_CPP names. A model that is no GGUF file is exported to one.
     """
-    from dataclasses import asdict
+    import torch
 
+    from glassformer.formats.checkpoint import open_checkpoint
+    from glassformer.generate.limits import measure_limits, resident_bytes
+    from glassformer.generate.llama_cpp_process import VARIABLE, LlamaCpp, find_interpreter
     from glassformer.generate.sampling import check_number
-    from glassformer.generate.speed import measure_speed
+    from glassformer.generate.speed import OURS, ModelSize, Run, measure, report, run_of, workloads
+    from glassformer.kernels.cpu import NOTABLE_FEATURES, cpu_features, cpu_name
     from glassformer.models.language_model import LanguageModel
 
-    for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
-        check_number(name, value, 0, 1 << 31)
-    for name, value in (("batch", batch), ("rounds", rounds)):
-        check_number(name, value, 1, 1 << 31)
+    for name, values, least in (
+        ("batch", batch, 1), ("prefill", prefill, 1), ("rounds", (rounds,), 1), ("prompt_tokens", (prompt_tokens,), 1),
+        ("new_tokens", (new_tokens,), 1),
+    ):  # fmt: skip
+        for value in values:
+            check_number(name, value, least, 1 << 20)
+    interpreter = find_interpreter(os.environ.get(VARIABLE)) if compare else ""
+    before = resident_bytes()
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     context = lm.config.context_length
-    with progress(quiet=json) as tick:
-        speed = measure_speed(
-            lm.model,
-            prompt_tokens=prompt_tokens or min(512, 3 * context // 4),
-            new_tokens=new_tokens or min(64, context // 4),
-            batch=batch,
-            rounds=rounds,
-            tick=tick,
-        )
+    works = workloads(context, prefill=prefill, batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    if not works:
+        raise ConfigError(f"nothing to measure: no workload fits the model's context of {context} tokens")
+    threads = torch.get_num_threads()
+    with ExitStack() as stack, progress(quiet=json) as tick:
+        sides: dict[str, Run] = {OURS: run_of(lm.model)}
+        other = None
+        if compare:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            other = stack.enter_context(LlamaCpp(_gguf_file(lm, folder), interpreter, threads))
+            sides[compare] = other.run
+        done, memory = [], None
+        for work in works:
+            done.append(measure(work, sides, lm.config.vocab_size, rounds=rounds, tick=tick))
+            after = resident_bytes()
+            memory = after - before if memory is None and after and before else memory
+        chat = _time_chat(lm, rounds)
+    limits = measure_limits(lm.device)
+    size = ModelSize.of(open_checkpoint(lm.path, ignore_key))
+    facts = {
+        "model": lm.path,
+        "parameters": lm.n_parameters,
+        "cpu": cpu_name(),
+        "features": [name for name in NOTABLE_FEATURES if name in cpu_features()],
+        "threads": threads,
+        "torch": torch.__version__,
+        "choices": [asdict(choice) for choice in lm.choices],
+        "limits": asdict(limits),
+        "memory": {OURS: memory} | ({} if other is None else {str(compare): other.memory}),
+        "compare": None if other is None else {"name": compare, "version": other.version, "system": other.system},
+        "rounds": rounds,
+        "works": [report(measurement, limits, size) for measurement in done],
+        "chat": chat,
+    }
     if json:
-        print_json(asdict(speed) | {"prefill_share": speed.prefill_share, "decode_share": speed.decode_share})
-        return
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _time_chat(lm: LanguageModel, rounds: int) -> dict[str, Any] | None:
+    """Measure the seconds from a message to the first token of the answer; None without a chat template."""
+    from glassformer.text.chat.chat_template import ChatTemplate
+
+    if lm.tokenizer is None or not lm.tokenizer.chat_templates or lm.config.context_length <= CHAT_TOKENS:
+        return None
+    template, message = ChatTemplate(lm.tokenizer), {"role": "user", "content": ""}
+    while len(ids := template.encode([message], add_generation_prompt=True)) < CHAT_TOKENS:
+        message["content"] += " ".join(["the"] * (CHAT_TOKENS - len(ids))) + "\n"
+    seconds = []
+    for _ in range(rounds + 1):  # the first is warm-up
+        begin = time.perf_counter()
+        next(lm.stream(template.encode([message], add_generation_prompt=True), max_tokens=1, temperature=0.0))
+        seconds.append(time.perf_counter() - begin)
+    return {"prompt_tokens": len(ids), "seconds": seconds[1:]}
+
+
+def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
+    """Return the model's GGUF file; another format is exported to `folder`."""
+    from glassformer.generate.llama_cpp_process import export
+
+    path = Path(lm.path)
+    if path.suffix.lower() == ".gguf":
+        return path
+    export(lm.model, folder / "model.gguf", FILE_KINDS[str(lm.dtype).removeprefix("torch.")])
+    return folder / "model.gguf"
+
+
+def _print(facts: dict[str, Any]) -> None:
+    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {facts['threads']} threads, torch {facts['torch']}"
+    out.print(head, markup=False)
+    for choice in facts["choices"]:
+        out.print(f"{choice['what']}: {choice['value']}, {choice['because']}", markup=False)
+    others = [] if facts["compare"] is None else [facts["compare"]["name"]]
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "tokens/s", "share of limit", *(head for name in others for head in (name, "share", "ratio"))):
+        table.add_column(column, justify="right" if column else "left")
+    for work in facts["works"]:
+        ours, *rest = work["sides"].values()
+        cells = [f"{ours['tokens_per_second']:,.1f}", f"{_percent(ours['share'])} of {work['bound']}"]
+        for side in rest:
+            ratio = f"{side['ratio']:.2f}x ({side['ratio_min']:.2f} to {side['ratio_max']:.2f})"
+            cells += [f"{side['tokens_per_second']:,.1f}", _percent(side["share"]), ratio]
+        table.add_row(work["name"], *cells)
+    out.print(table)
+    if chat := facts["chat"]:
+        middle = statistics.median(chat["seconds"])
+        out.print(f"first token of an answer to {chat['prompt_tokens']} tokens of a chat: {middle:.2f} s")
+    limits = facts["limits"]
     out.print(
-        f"prefill  {speed.prefill_tokens_per_second:>10,.0f} tokens/s   "
-        f"{speed.prefill_flops / 1e9:,.1f} GFLOP per prompt of {speed.prompt_tokens} tokens x {batch}, "
-        f"{100 * speed.prefill_share:.0f}% of {speed.matrix_rate / 1e9:,.0f} GFLOP/s"
+        f"limits: memory {limits['memory_rate'] / 1e9:,.1f} GB/s, matrix {limits['matrix_rate'] / 1e9:,.0f} GFLOP/s, "
+        "measured just now",
+        style="dim",
     )
-    out.print(
-        f"decode   {speed.decode_tokens_per_second:>10,.0f} tokens/s   "
-        f"{speed.decode_bytes / 1e6:,.1f} MB read per step of {batch}, "
-        f"{100 * speed.decode_share:.0f}% of {speed.memory_rate / 1e9:,.1f} GB/s"
-    )
-    out.print("shares of the rates measured just now with this model's matrices and one large tensor", style="dim")
+    memory = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in facts["memory"].items() if size)
+    out.print(f"memory of the model and its cache: {memory or 'not known'}", style="dim")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}%"

@@ -17,6 +17,7 @@ def chat(
     model: str,
     *,
     system: str | None = None,
+    chat_template: str = "default",
     max_tokens: int = 200,
     temperature: float = 0.7,
     top_p: float | None = None,
@@ -35,6 +36,8 @@ def chat(
         A decoder-only model: a model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     system
         The system message.
+    chat_template
+        The name of the chat template, for a model that has several.
     max_tokens
         The most tokens of an answer; at most half of the model's context.
     temperature
@@ -48,7 +51,7 @@ def chat(
     from glassformer.models.language_model import LanguageModel
 
     lm = open_model(LanguageModel, model, machine, ignore_key)
-    chat = _open_chat(lm, system)
+    chat = _open_chat(lm, system, chat_template)
     if isinstance(chat, PlainText) and system is not None:
         raise RequestError("--system needs a chat template, and this model has none", param="system")
     say(f"{chat.description}. An empty line starts over; Ctrl-C stops an answer, Ctrl-D ends.")
@@ -74,11 +77,11 @@ def chat(
         turn += 1
 
 
-def _open_chat(lm: LanguageModel, system: str | None) -> Conversation | PlainText:
-    from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
+def _open_chat(lm: LanguageModel, system: str | None, chat_template: str) -> Conversation | PlainText:
+    from glassformer.text.chat.chat_template import ChatTemplate
 
-    if lm.tokenizer is not None and chat_templates(lm.tokenizer):
-        return Conversation(ChatTemplate(lm.tokenizer), system)
+    if lm.tokenizer is not None and (lm.tokenizer.chat_templates or chat_template != "default"):
+        return Conversation(ChatTemplate(lm.tokenizer, chat_template), system)
     return PlainText(lm)
 
 

@@ -29,6 +29,7 @@ def serve(
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     trace_memory: float = 1.0,
     cache_memory: float = 4.0,
+    chat_template: str = "default",
     json: Json = False,
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
@@ -57,6 +58,8 @@ def serve(
     cache_memory
         Memory for the keys and values of running requests in GiB; one request may use half of it. Without a token
         limit, an answer ends where it is full.
+    chat_template
+        The name of the chat template, for models that have several.
     """
     from glassformer.server.models import split_name
 
@@ -71,7 +74,7 @@ def serve(
 
     run(
         models, host=host, port=port, key=api_key, hosts=allow_host, trace_memory=trace_memory,
-        cache_memory=cache_memory, json=json,
+        cache_memory=cache_memory, chat_template=chat_template, json=json,
     )  # fmt: skip
 
 
@@ -84,6 +87,7 @@ def run(
     hosts: tuple[str, ...] = (),
     trace_memory: float = 1.0,
     cache_memory: float = 4.0,
+    chat_template: str = "default",
     json: bool = False,
 ) -> None:
     """Bind the address, load the models, and serve until Ctrl-C. A second Ctrl-C raises KeyboardInterrupt."""
@@ -92,8 +96,9 @@ def run(
 
     names = (*hosts, *(() if host in ("0.0.0.0", "::") else (host,)))
     settings = Settings(
-        key=key, hosts=names, trace_bytes=int(trace_memory * 2**30), cache_bytes=int(cache_memory * 2**30)
-    )
+        key=key, hosts=names, trace_bytes=int(trace_memory * 2**30), cache_bytes=int(cache_memory * 2**30),
+        chat_template=chat_template,
+    )  # fmt: skip
     sock = server.bind(host, port)
     try:
         if not server.is_loopback(sock) and key is None:

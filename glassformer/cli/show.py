@@ -78,7 +78,7 @@ def show(
         "cache": _cache(checkpoint),
         "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
         "tokenizer": None if tokenizer is None else _tokenizer_facts(tokenizer),
-        "template": None if tokenizer is None else _template(tokenizer),
+        "chat_templates": {} if tokenizer is None else tokenizer.chat_templates,
         **({} if sentence is None else {"sentence": sentence}),
         "config": to_json(checkpoint.config),
     }
@@ -123,10 +123,6 @@ def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _template(tokenizer: Tokenizer) -> str | None:
-    return tokenizer.chat_template or tokenizer.config.get("chat_template")
-
-
 def _print(facts: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("model", facts["model"])
@@ -147,7 +143,8 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
-    table.add_row("template", f"{len(facts['template']):,} characters" if facts["template"] else "none")
+    templates = [f"{name} ({len(text):,} characters)" for name, text in facts["chat_templates"].items()]
+    table.add_row("chat templates", ", ".join(templates) or "none")
     for part in ("sentence", "config"):
         for i, (key, value) in enumerate(facts.get(part, {}).items()):
             table.add_row("" if i else part, f"{key}: {value}")

@@ -17,8 +17,10 @@ from glassformer.formats.gguf.shards import group_shards
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configuration, tokenizer and chat template
 LARGE = (".safetensors", ".bin", ".pth", ".gguf")
-# Modules of sentence-transformers.
-SUBFOLDER_FILES = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")
+# Modules of sentence-transformers, and named chat templates.
+SUBFOLDER_FILES = re.compile(
+    r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)|additional_chat_templates/[^/]+\.jinja"
+)
 
 
 def is_hub_name(name: str) -> bool:

@@ -18,12 +18,13 @@ from glassformer.formats.safetensors_file import save_tensors, write_tensors
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 from glassformer.kernels.packed_linear import ModelWeights
 
-GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"]
 SHARD = 5_000_000_000  # maximum bytes of one file
 MODEL_FILES = (  # patterns of the files of a model folder, which another model replaces as a whole
     "config.json", "generation_config.json", "model*.safetensors", "*.index.json", "tokenizer*",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "vocab.*", "*_vocab.json", "merges.txt",
-    "encoder.json", "*.model", "*.spm", "*.tiktoken", "modules.json", "*sentence_*.json", "[0-9]_*",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "additional_chat_templates", "vocab.*",
+    "*_vocab.json", "merges.txt", "encoder.json", "*.model", "*.spm", "*.tiktoken", "modules.json", "*sentence_*.json",
+    "[0-9]_*",
 )  # fmt: skip
 
 

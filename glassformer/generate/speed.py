@@ -1,144 +1,234 @@
-"""Measure prefill and decoding speed, and the limits of this machine.
+"""Measure prefill and decoding of one model in several implementations, which take turns.
 
-Prefill is bound by the rate of matrix products, decoding by memory bandwidth: each step reads every weight once. Both
-limits are measured on this machine, in the model's dtype, with its own matrix shapes.
+The speed of a shared machine varies over minutes. So each round runs every implementation once, in an order that
+rotates from round to round, and a ratio compares two runs of the same round:
+
+    round 1   ours | other        ratio = seconds of the other / ours of the same round,
+    round 2   other | ours        then the median, minimum and maximum over rounds
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from glassformer.cache.dense import DenseCache
-from glassformer.kernels.attention import attend_fused
-from glassformer.kernels.packed_linear import PackedLinear, weight_bytes, weight_shape
-from glassformer.nn.linear import device_of, dtype_of
+from glassformer.cache.size import cached_numbers
+from glassformer.config import ModelConfig
+from glassformer.formats import Checkpoint
+from glassformer.formats.load import account, meta_parameters
+from glassformer.generate.decode import decode
+from glassformer.generate.limits import Limits
+from glassformer.generate.request import GenerationRequest
+from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
-from glassformer.nn.step import Step
+
+OURS = "glassformer"
+CACHE_BYTES = 2  # of a cached number, where a share of the memory rate is computed
+SAFETENSORS_BYTES = {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Medians over several rounds. Rates are in tokens, bytes or floating-point operations per second.
+class Workload:
+    """Work whose time is measured: the prefill of random prompts, or the greedy decoding after it.
 
-    decode_bytes: the size of the weights, keys and values that one step reads. memory_rate: measured by reading one
-    large tensor. matrix_rate: measured by multiplying the model's weight matrices and a prompt.
+    batch: sequences per forward pass. new_tokens: tokens to decode per sequence after the first one; 0 measures the
+    prefill, which ends with the first token.
     """
 
+    name: str
     prompt_tokens: int
-    new_tokens: int
-    batch: int
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    prefill_flops: float
-    matrix_rate: float
-    decode_bytes: int
-    memory_rate: float
+    new_tokens: int = 0
+    batch: int = 1
 
     @property
-    def prefill_share(self) -> float:
-        """Prefill's rate of matrix products, as a share of `matrix_rate`."""
-        return self.prefill_flops * self.prefill_tokens_per_second / self.prompt_tokens / self.batch / self.matrix_rate
+    def tokens(self) -> int:
+        """The number of tokens that are processed in the measured time."""
+        return self.batch * (self.new_tokens or self.prompt_tokens)
 
-    @property
-    def decode_share(self) -> float:
-        """Decoding's rate of reading memory, as a share of `memory_rate`."""
-        return self.decode_bytes * self.decode_tokens_per_second / self.batch / self.memory_rate
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Return the same random token ids at every call: [batch, prompt_tokens]."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(vocab_size, (self.batch, self.prompt_tokens), generator=generator).tolist()
 
 
-@torch.inference_mode()
-def measure_speed(
-    model: Decoder,
+@dataclass(frozen=True)
+class Timing:
+    """One run: the seconds until the first token of every sequence, those of the others, and all generated ids."""
+
+    prefill: float
+    decode: float
+    ids: list[list[int]]
+
+
+Run = Callable[[list[list[int]], int], Timing]  # (prompts, tokens to decode after the first)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The seconds of each implementation in each round. equal_tokens: generated as by ours, before the first other."""
+
+    workload: Workload
+    seconds: Mapping[str, list[float]]
+    equal_tokens: Mapping[str, int]
+
+    def tokens_per_second(self, side: str = OURS) -> float:
+        """Return the median rate of an implementation."""
+        return self.workload.tokens / statistics.median(self.seconds[side])
+
+    def ratio(self, side: str) -> tuple[float, float, float]:
+        """Return the speed of ours divided by that of another: median, minimum and maximum over the rounds."""
+        each = [other / ours for ours, other in zip(self.seconds[OURS], self.seconds[side], strict=True)]
+        return statistics.median(each), min(each), max(each)
+
+
+def workloads(
+    context: int, *, prefill: Sequence[int], batch: Sequence[int], prompt_tokens: int, new_tokens: int
+) -> list[Workload]:
+    """Return the workloads that fit a context: decoding at each batch size, then the prefill of each length.
+
+    If no length fits, the longest prefill that does.
+    """
+    decoding = [
+        Workload("decode" if n == 1 else f"decode, batch {n}", prompt_tokens, new_tokens, n)
+        for n in batch
+        if prompt_tokens + new_tokens < context
+    ]
+    lengths = [n for n in prefill if n < context] or [context - 1] * bool(prefill)
+    return decoding + [Workload(f"prefill {n:,}", n) for n in lengths if n > 0]
+
+
+def measure(
+    workload: Workload,
+    sides: Mapping[str, Run],
+    vocab_size: int,
     *,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch: int = 1,
-    rounds: int = 5,
+    rounds: int = 3,
     tick: Callable[[int, int | None, str], None] = lambda done, total, label: None,
-) -> Speed:
-    """Time `rounds` greedy runs over random tokens, after one warm-up round.
+) -> Measurement:
+    """Run a workload `rounds` times with every implementation, after one warm-up round.
+
+    Args:
+        sides: the implementations by name; ours is "glassformer".
+        vocab_size: of the random prompts.
 
     Raises:
         CapacityError: the prompt and the new tokens do not fit the context.
     """
-    device, config = device_of(model), model.config
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(device)
-    prefill, decode, cache = [], [], None
-    for round_ in range(rounds + 1):
-        cache = DenseCache.of(config, batch, prompt_tokens + new_tokens, device)
-        begin = _now(device)
-        token = _next(model, cache, ids)
-        middle = _now(device)
-        for _ in range(new_tokens):
-            token = _next(model, cache, token)
-        if round_:
-            prefill.append(middle - begin)
-            decode.append(_now(device) - middle)
-        tick(round_ + 1, rounds + 1, "measuring")
-    assert cache is not None
-    matrices = [m for m in model.blocks.modules() if isinstance(m, nn.Linear | PackedLinear)]
-    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.room  # at the average number of cached tokens
-    weights = sum(map(weight_bytes, matrices)) + weight_bytes(model.head)
-    return Speed(
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        prefill_tokens_per_second=batch * prompt_tokens / statistics.median(prefill),
-        decode_tokens_per_second=batch * new_tokens / statistics.median(decode),
-        prefill_flops=2.0 * batch * prompt_tokens * sum(prod(weight_shape(m)) for m in matrices),
-        matrix_rate=matrix_rate(matrices, batch * prompt_tokens),
-        decode_bytes=int(weights + cached),
-        memory_rate=memory_rate(device),
-    )
+    prompts, names = workload.prompts(vocab_size), list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    ids: dict[str, list[list[int]]] = {}
+    for i in range(rounds + 1):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            timing = sides[name](prompts, workload.new_tokens)
+            ids[name] = timing.ids
+            if i:
+                seconds[name].append(timing.decode if workload.new_tokens else timing.prefill)
+        tick(i + 1, rounds + 1, workload.name)
+    equal = {name: _equal_tokens(ids[OURS], ids[name]) for name in names if name != OURS}
+    return Measurement(workload, seconds, equal)
 
 
-def _next(model: Decoder, cache: DenseCache, ids: Tensor) -> Tensor:
-    """Return the most likely next token of each sequence, [B, 1]."""
-    step = Step(cache.extend([ids.shape[1]] * len(ids)), cache=cache, attend=attend_fused)
-    return model.logits(model.hidden(ids, step)[:, -1], step).argmax(-1, keepdim=True)
+def _equal_tokens(ours: list[list[int]], theirs: list[list[int]]) -> int:
+    """Return how many tokens of all sequences are equal before the first that differs."""
+    total = 0
+    for a, b in zip(ours, theirs, strict=True):
+        total += next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+    return total
 
 
-def memory_rate(device: torch.device, size: int = 1 << 28, rounds: int = 7) -> float:
-    """Return the bytes per second of reading one tensor far larger than the CPU caches; the best of `rounds`."""
-    data = torch.ones(size // 4, dtype=torch.float32, device=device)
-    return size / min(_seconds(data.sum, device) for _ in range(rounds))
+def run_of(model: Decoder) -> Run:
+    """Return our implementation: `decode` at temperature 0, as `generate` runs it, without a tokenizer."""
+
+    def run(prompts: list[list[int]], new_tokens: int) -> Timing:
+        request = GenerationRequest(prompts, max_tokens=new_tokens + 1, sampling=Sampling(temperature=0.0))
+        ids: list[list[int]] = [[] for _ in prompts]
+        begin = time.perf_counter()
+        first = begin
+        for event in decode(model, request):
+            if not ids[-1]:  # until the last sequence has its first token
+                first = time.perf_counter()
+            assert event.id is not None
+            ids[event.sequence].append(event.id)
+        return Timing(first - begin, time.perf_counter() - first, ids)
+
+    return run
 
 
-def matrix_rate(layers: list[nn.Linear | PackedLinear], tokens: int, rounds: int = 5) -> float:
-    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of `rounds`.
+@dataclass(frozen=True)
+class ModelSize:
+    """What a forward pass must read and compute, of weights as the checkpoint stores them.
 
-    A packed matrix is multiplied by its layer, which quantizes x.
+    weight_bytes: of all matrices that every step reads; a table of which it reads some rows is not counted.
+    block_parameters: of the matrices that process every token of a prompt.
     """
-    device, shapes = device_of(layers[0]), [weight_shape(layer) for layer in layers]
-    dtype = dtype_of(layers[0])
-    inputs = {n_in: torch.randn(tokens, n_in, device=device).to(dtype) for _, n_in in shapes}
 
-    def multiply() -> None:
-        for layer, (_, n_in) in zip(layers, shapes, strict=True):
-            if isinstance(layer, PackedLinear):
-                layer(inputs[n_in])
-            else:
-                torch.mm(inputs[n_in], layer.weight.T)
+    config: ModelConfig
+    weight_bytes: float
+    block_parameters: int
 
-    flops = 2.0 * tokens * sum(map(prod, shapes))
-    return flops / min(_seconds(multiply, device) for _ in range(rounds))
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ModelSize | None:
+        """Return the size of a decoder; None for a mixture of experts, whose reads depend on the tokens."""
+        config = checkpoint.config
+        if not isinstance(config, ModelConfig) or any(layer.experts is not None for layer in config.layers):
+            return None
+        parameters, weight_bytes = meta_parameters(config), 0.0
+        for mapping, stored in account(checkpoint, parameters):
+            tables = ("positions.weight",) if config.tied_head else ("positions.weight", "embed.weight")
+            if stored is not None and not set(mapping.parameter_names) & set(tables):
+                weight_bytes += _stored_bytes(checkpoint, stored)
+        blocks = sum(p.numel() for name, p in parameters.items() if name.startswith("blocks.") and p.ndim > 1)
+        return cls(config, weight_bytes, blocks)
+
+    def memory_share(self, workload: Workload, tokens_per_second: float, memory_rate: float) -> float:
+        """Return the rate at which decoding needs bytes, as a share of `memory_rate`: weights, and a 16-bit cache."""
+        cached = cached_numbers(self.config, workload.prompt_tokens + workload.new_tokens // 2) * CACHE_BYTES
+        per_step = self.weight_bytes + workload.batch * cached
+        return per_step * tokens_per_second / workload.batch / memory_rate
+
+    def matrix_share(self, tokens_per_second: float, matrix_rate: float) -> float:
+        """Return the rate of the operations of prefill's weight matrices, as a share of `matrix_rate`."""
+        return 2.0 * self.block_parameters * tokens_per_second / matrix_rate
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    begin = _now(device)
-    work()
-    return _now(device) - begin
+def _stored_bytes(checkpoint: Checkpoint, name: str) -> float:
+    """Return the bytes of a tensor in its file; scales in tensors of their own are not counted."""
+    kind, numbers = checkpoint.reader.stored_type(name), torch.Size(checkpoint.reader.shape(name)).numel()
+    if kind in GGMLQuantizationType.__members__:
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        return numbers * size / block
+    return numbers * SAFETENSORS_BYTES.get(kind, 1)
 
 
-def _now(device: torch.device) -> float:
-    """Return the time, after the device has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def report(measurement: Measurement, limits: Limits, size: ModelSize | None) -> dict[str, Any]:
+    """Return a measurement as plain data, for JSON and tables.
+
+    Each implementation has its rate, its share of the limit that bounds the workload (None if `size` is None), and the
+    seconds of each round; all but ours have the ratio to ours and the number of equal tokens.
+    """
+    work = measurement.workload
+
+    def share(rate: float) -> float | None:
+        if size is None:
+            return None
+        if work.new_tokens:
+            return size.memory_share(work, rate, limits.memory_rate)
+        return size.matrix_share(rate, limits.matrix_rate)
+
+    def side(name: str) -> dict[str, Any]:
+        rate = measurement.tokens_per_second(name)
+        found = {"tokens_per_second": rate, "share": share(rate), "seconds": measurement.seconds[name]}
+        if name == OURS:
+            return found
+        ratio = dict(zip(("ratio", "ratio_min", "ratio_max"), measurement.ratio(name), strict=True))
+        return found | ratio | {"equal_tokens": measurement.equal_tokens[name]}
+
+    bound = "memory" if work.new_tokens else "matrix"
+    return asdict(work) | {"bound": bound, "sides": {name: side(name) for name in measurement.seconds}}

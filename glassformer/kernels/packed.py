@@ -347,7 +347,7 @@ def quantize_rows(x: Float[Tensor, "N I"]) -> tuple[Float[Tensor, "N G 32"], Flo
     """
     groups = x.unflatten(-1, (-1, GROUP))
     largest = groups.abs().amax(-1)  # [N, G]; amax propagates NaN
-    inverse = 127 / largest
+    inverse = torch.tensor(127.0) / largest  # a number / a tensor would be 127 * (1 / largest), rounded twice
     finite = largest.isfinite()
     usable = finite & inverse.isfinite()
     q = torch.where(usable[..., None], torch.round(groups * inverse[..., None]), 0.0)

@@ -166,11 +166,6 @@ def weight_chunks(layer: Any, n: int) -> Iterator[Float[Tensor, "N I"]]:
     return (weight_rows(layer, slice(first, first + n)) for first in range(0, weight_shape(layer)[0], n))
 
 
-def weight_bytes(layer: Any) -> int:
-    """Return the bytes of a layer's matrix as it is stored."""
-    return layer.matrix.data.nbytes if isinstance(layer, PACKED) else layer.weight.nbytes
-
-
 def weight_pointer(layer: Any) -> int:
     """Return the address of a layer's matrix: equal for layers that share one."""
     return (layer.matrix.data if isinstance(layer, PACKED) else layer.weight).data_ptr()

@@ -29,6 +29,7 @@ class Settings:
     key: the API key that every route requires, or None. hosts: host names that are allowed in addition to localhost and
     IP addresses. max_body: the maximum size of a request in bytes. trace_bytes: the memory for stored traces in bytes.
     cache_bytes: the memory for the keys and values of running requests in bytes; one request may use half of it.
+    chat_template: the name of the chat template of models that have several.
     """
 
     key: str | None = None
@@ -36,6 +37,7 @@ class Settings:
     max_body: int = MAX_BODY
     trace_bytes: int = 2**30
     cache_bytes: int = CACHE_BYTES
+    chat_template: str = "default"
 
     def __post_init__(self):
         if self.key is not None and not (
@@ -51,7 +53,8 @@ class Settings:
 
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """Return the app for these (name, model) pairs. `app.state.queue` runs all model work."""
-    served, queue = ServedModels(models, settings.cache_bytes // 2), WorkQueue(settings.cache_bytes)
+    served = ServedModels(models, settings.cache_bytes // 2, settings.chat_template)
+    queue = WorkQueue(settings.cache_bytes)
     page, traces = BuiltPage(), TraceStore(settings.trace_bytes)
     api, preparation = glass.ServerRouter(served, traces), Preparation()
 

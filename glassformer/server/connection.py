@@ -3,6 +3,9 @@
     connected -> head -> body -> the app computes -> response ...     a client that does not read its response
                  HEAD_SECONDS  BODY_SECONDS                           has WRITE_SECONDS
 
+A response may end before its request, such as the rejection of a large body. The rest of the request is then read and
+dropped, in the time of its phase: if the server closed at once, the connection would be reset and the response lost.
+
 The number of connections is bounded. One too many closes the oldest on which no complete request has arrived, so that
 idle connections cannot block the server. A shutdown closes these at once.
 """
@@ -10,7 +13,7 @@ idle connections cannot block the server. A shutdown closes these at once.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,6 +25,30 @@ MAX_CONNECTIONS = 1024
 
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _DrainingTransport:
+    """A connection's transport. While a part of the request is missing, `close` ends the sending side only.
+
+    draining: whether this is so; what the client sends is then dropped until it closes the connection.
+    """
+
+    def __init__(self, transport: asyncio.Transport, conn: h11.Connection):
+        self._transport, self._conn, self.draining = transport, conn, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.draining or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.draining or self._conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            self._transport.close()
+        elif not self._transport.is_closing():
+            self.draining = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
 
 
 class Connection(H11Protocol):
@@ -38,7 +65,8 @@ class Connection(H11Protocol):
         self._write_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._socket_transport = transport
+        super().connection_made(cast(asyncio.Transport, _DrainingTransport(transport, self.conn)))
         if len(self.connections) > self.max_connections:
             oldest = next(iter(self.waiting), None)
             if oldest is None:
@@ -50,6 +78,8 @@ class Connection(H11Protocol):
         self._update_deadline()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         self._update_deadline()
 
@@ -100,4 +130,4 @@ class Connection(H11Protocol):
         partial_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if partial_head or (self.conn.their_state is h11.SEND_BODY and not self.cycle.response_started):
             self.transport.write(TIMEOUT)
-        self.transport.close()
+        self._socket_transport.close()

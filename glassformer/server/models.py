@@ -17,7 +17,7 @@ from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
 from glassformer.server.errors import ApiError
 from glassformer.server.example_text import example_text
-from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
+from glassformer.text.chat.chat_template import ChatTemplate
 from glassformer.text.sentencepiece.model_file import byte_pieces
 
 AnyModel = LanguageModel | Translator | Embedder
@@ -31,10 +31,14 @@ DEFAULT_CONTEXT = 2**15  # tokens of a text for a model without a context length
 
 
 class ServedModel:
-    """One model and its name. request_bytes: the memory for the keys and values of one request."""
+    """One model and its name.
 
-    def __init__(self, name: str, lm: AnyModel, request_bytes: int = CACHE_BYTES // 2):
+    request_bytes: the memory for the keys and values of one request. template_name: the chat template to use.
+    """
+
+    def __init__(self, name: str, lm: AnyModel, request_bytes: int = CACHE_BYTES // 2, template_name: str = "default"):
         self.name, self.lm, self.created, self.request_bytes = name, lm, int(time.time()), request_bytes
+        self.template_name = template_name
 
     @property
     def kind(self) -> ModelKind:
@@ -51,10 +55,14 @@ class ServedModel:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The chat template, or None."""
-        tokenizer = self.lm.tokenizer
-        if self.kind != "decoder" or tokenizer is None or not chat_templates(tokenizer):
+        if self.lm.tokenizer is None or self.template_name not in self.templates:
             return None
-        return ChatTemplate(tokenizer)
+        return ChatTemplate(self.lm.tokenizer, self.template_name)
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The chat templates by name."""
+        return self.lm.tokenizer.chat_templates if self.kind == "decoder" and self.lm.tokenizer is not None else {}
 
     @cached_property
     def example_text(self) -> str | None:
@@ -96,7 +104,9 @@ class ServedModel:
         which is the same as undefined.
         """
         if self.chat_template is None:
-            raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
+            names = f", only {', '.join(self.templates)}" if self.templates else ""
+            message = f"the model {self.name!r} has no {self.template_name} chat template{names}: use /v1/completions"
+            raise RequestError(message, param="messages")
         source, variables = self.chat_template.source, variables or {}
         for name, value in variables.items():
             if value and not re.search(rf"\b{re.escape(name)}\b", source):
@@ -154,12 +164,21 @@ class ServedModel:
 class ServedModels:
     """All served models."""
 
-    def __init__(self, models: Iterable[tuple[str, AnyModel]], request_bytes: int = CACHE_BYTES // 2):
+    def __init__(
+        self,
+        models: Iterable[tuple[str, AnyModel]],
+        request_bytes: int = CACHE_BYTES // 2,
+        template_name: str = "default",
+    ):
         self.all: dict[str, ServedModel] = {}
         for name, lm in models:
             if name in self.all:
                 raise ConfigError(f"two models have the name {name!r}: give NAME=MODEL")
-            self.all[name] = ServedModel(name, lm, request_bytes)
+            self.all[name] = ServedModel(name, lm, request_bytes, template_name)
+        if template_name != "default" and not any(template_name in model.templates for model in self.all.values()):
+            known = sorted({name for model in self.all.values() for name in model.templates})
+            names = ", ".join(known) or "none"
+            raise ConfigError(f"no model has the chat template {template_name!r}; the models have {names}")
 
     def __getitem__(self, name: str) -> ServedModel:
         if name not in self.all:

@@ -16,6 +16,7 @@ from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, en
 from glassformer.text.stream_decoder import StreamDecoder
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja: the templates that are not the default
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -54,23 +55,23 @@ class Tokenizer:
         source: str | TokenizerBackend,
         config: Mapping[str, Any] | None = None,
         *,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
     ):
         """Create a tokenizer.
 
         Args:
             source: The contents of a `tokenizer.json`, or the backend of another format.
             config: The parsed `tokenizer_config.json`.
-            chat_template: The contents of `chat_template.jinja`.
+            chat_template: The contents of `chat_template.jinja`, or several templates by name.
 
         Raises:
             TokenizerError: The library cannot read `source`, or `config` names a token that is not in the vocabulary.
         """
         config = dict(config or {})
         self.chat_template = chat_template
-        self.backend = (
-            HFTokenizer(source, joined_templates(config, chat_template)) if isinstance(source, str) else source
-        )
+        if isinstance(source, str):
+            source = HFTokenizer(source, "\n".join(named_templates(config, chat_template).values()))
+        self.backend = source
         self.config = {**self.backend.defaults, **config}
         self.vocab_size = max(self.backend.vocab.values(), default=-1) + 1
         self.special_tokens = self.backend.special_tokens
@@ -92,6 +93,11 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Tokenizer, chat_template=self.chat_template), (self.backend, self.config)
+
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """The chat templates by name: those of the files, or without files those of the config."""
+        return named_templates(self.config, self.chat_template)
 
     @property
     def mask_id(self) -> int | None:
@@ -279,10 +285,14 @@ class Tokenizer:
         config.setdefault("model_max_length", 10**30)  # transformers' value for "not set"
         files = {CONFIG: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()}
         files |= self.backend.files(self.prefix_ids, self.suffix_ids)
-        if self.chat_template is not None:
-            files[TEMPLATE] = self.chat_template.encode()
+        for name, template in named_templates({}, self.chat_template).items():
+            if not name or "/" in name or "\0" in name:
+                raise TokenizerError(f"the name of a chat template must be a file name without /, got {name!r}")
+            files[TEMPLATE if name == "default" else f"{TEMPLATE_FOLDER}/{name}.jinja"] = template.encode()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if any(name.startswith(TEMPLATE_FOLDER) for name in files):
+                (folder / TEMPLATE_FOLDER).mkdir(exist_ok=True)
             for name, data in files.items():
                 write_bytes(folder / name, data, error_type=TokenizerError)
             if JSON not in files:
@@ -301,11 +311,17 @@ class Tokenizer:
         return index
 
 
-def joined_templates(config: Mapping[str, Any], template: str | None) -> str:
-    """Return the text of all chat templates, joined; it decides which added tokens are special."""
-    entry = config.get("chat_template")
-    named = [str(one.get("template")) for one in entry if isinstance(one, dict)] if isinstance(entry, list) else [entry]
-    return "\n".join(filter(None, [template, *named]))
+def named_templates(config: Mapping[str, Any], files: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Return the chat templates by name: those of the files, or without files those of the config.
+
+    files: The contents of `chat_template.jinja`, or several templates by name.
+    """
+    entry = files or config.get("chat_template")
+    if isinstance(entry, str):
+        return {"default": entry}
+    if isinstance(entry, list):  # the layout of tokenizer_config.json
+        return {item["name"]: item["template"] for item in entry}
+    return dict(entry or {})
 
 
 def _check_surrogates(texts: Sequence[str]) -> None:

@@ -110,12 +110,10 @@ def test_generate_shows_the_end_token_with_its_logprob(capfd, run):
     assert lm.tokenizer.token_bytes(end).decode() in run_ok(capfd, *arguments).out
 
 
-def test_eval_and_bench_print_json(capfd, run):
+def test_eval_prints_json(capfd, run):
     data = json.loads(run_ok(capfd, "eval", run, run.parent / "text.txt", "--json").out)
     assert data["perplexity"] == pytest.approx(2.718281828 ** data["loss"], rel=1e-4)
     assert data["bytes"] <= len(TEXT)
-    data = json.loads(run_ok(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
-    assert data["decode_tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize("tensor", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"])
@@ -214,6 +212,29 @@ def test_chat_with_template_sends_the_conversation(capfd, run, tmp_path, monkeyp
     roles = [[message["role"] for message in messages] for messages in sent]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
     assert sent[1][2]["content"] in shown.out
+
+
+def test_a_named_chat_template_is_chosen_by_name(capfd, run, tmp_path, monkeypatch):
+    import glassformer
+    from glassformer.text.chat.chat_template import ChatTemplate
+
+    glassformer.load(run).save(tmp_path)
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "brief.jinja").write_text(TURNS)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('the default') }}")
+    used = []
+    encode = ChatTemplate.encode
+    monkeypatch.setattr(ChatTemplate, "encode", lambda self, *a, **f: used.append(self.name) or encode(self, *a, **f))
+    type_lines(monkeypatch, "The cat")
+    run_ok(capfd, "chat", tmp_path, "--chat-template", "brief", "--max-tokens", 3)
+    assert used == ["brief"]
+    for verb in ("chat", "serve"):
+        options = ["--port", 0] if verb == "serve" else []
+        shown = run_error(capfd, verb, tmp_path, "--chat-template", "long", *options)
+        assert "'long'" in shown
+        assert "brief" in shown
+        assert "default" in shown
 
 
 def test_chat_reserves_at_most_half_of_the_context_for_an_answer(capfd, run, monkeypatch):

@@ -363,7 +363,14 @@ def test_local_folder_has_priority_over_the_hub(folder, tmp_path, monkeypatch):
 
 
 def test_choose_files_of_a_repository():
-    common = ["config.json", "tokenizer.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+    common = [
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
+        "merges.txt",
+        "tokenizer.model",
+    ]
     safe = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     pickled = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "training_args.bin", "onnx/config.json"]
     assert sorted(choose_files(common + safe + pickled, "a/b")) == sorted(common + safe)

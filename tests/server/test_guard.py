@@ -3,6 +3,9 @@
 import json
 import socket
 import threading
+import urllib.error
+import urllib.request
+from http import client as http_client
 
 import httpx2
 import pytest
@@ -153,6 +156,23 @@ def test_large_body_is_rejected_before_it_is_read(http, served):
     assert b"104,857,600 bytes; the limit is 8,388,608" in found
     assert b"body_too_large" in found
     assert raw(served[0], head + b"Content-Length: " + b"9" * 400 + b"\r\n\r\n").startswith(b"HTTP/1.1 4")
+
+
+def test_clients_read_the_rejection_of_a_large_body(served):
+    """Clients that read only after they sent the body: urllib, which asks to close the connection, and http.client."""
+    body = b'{"prompt": "' + b"x" * (4 * MAX_BODY) + b'"}'
+    for _ in range(3):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(f"{served[0]}/v1/completions", data=body), timeout=60)
+        assert caught.value.code == 413
+        assert json.load(caught.value)["error"]["code"] == "body_too_large"
+        connection = http_client.HTTPConnection(served[0].removeprefix("http://"), timeout=60)
+        for headers in ({}, {"Connection": "close"}):
+            connection.request("POST", "/v1/completions", body, headers)
+            answer = connection.getresponse()
+            assert answer.status == 413
+            assert json.load(answer)["error"]["code"] == "body_too_large"
+        connection.close()
 
 
 def test_endless_body_is_rejected(http):

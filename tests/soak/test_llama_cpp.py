@@ -17,6 +17,7 @@ from tiny import random_ids, randomise_sharp
 from tiny_encoders import embedder
 from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
+from glassformer.cli import main
 from glassformer.config import LongScaling, PoolingConfig, YarnScaling
 from glassformer.formats.gguf.tokenizer_keys import PRE_TOKENIZER_BY_NAME
 from glassformer.models.language_model import LanguageModel
@@ -125,6 +126,24 @@ def test_greedy_tokens_and_logits(lm, kind, tmp_path):
     assert theirs["generated"] == [list(ids) for ids in generated]
     for prompt, new_ids, logits in zip(prompts, generated, theirs["logits"], strict=True):
         assert_same_logits(ours, [*prompt, *new_ids], logits, kind)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_bench_compares_equal_tokens(capfd, lm, kind, tmp_path):
+    """`glassformer bench --compare llama.cpp`: single sequences and batches continue the same prompts."""
+    if "GLASSFORMER_LLAMA_CPP" not in os.environ:
+        pytest.skip("make llama-cpp")
+    lm.save_gguf(tmp_path / "a.gguf", kind)
+    sizes = "--rounds 2 --batch 1 --batch 3 --prefill 8 --prompt-tokens 6 --new-tokens 5"
+    main(["bench", str(tmp_path / "a.gguf"), "--compare", "llama.cpp", "--json", *sizes.split()])
+    found = json.loads(capfd.readouterr().out)
+    assert found["memory"]["llama.cpp"] > 0
+    for work in found["works"]:
+        side, n_tokens = work["sides"]["llama.cpp"], work["batch"] * (work["new_tokens"] + 1)
+        assert side["ratio_min"] <= side["ratio"] <= side["ratio_max"]
+        assert len(side["seconds"]) == 2
+        if kind == "F32":
+            assert side["equal_tokens"] == n_tokens
 
 
 PRE_TOKENIZERS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_sentencepiece import CORPUS, trained
 
 from glassformer.errors import TokenizerError
-from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
+from glassformer.text.chat.chat_template import ChatTemplate
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
@@ -333,13 +333,42 @@ def test_templates_are_read_from_config_and_file(tokenizers):
     json, config = tokenizer.backend.json, {"eos_token": "<|im_end|>"}
     named = [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}]
     several = Tokenizer(json, config | {"chat_template": named})
-    assert chat_templates(several) == {"default": "A", "tool_use": "B"}
+    assert several.chat_templates == {"default": "A", "tool_use": "B"}
     assert ChatTemplate(several, "tool_use").render([]) == "B"
-    assert chat_templates(Tokenizer(json, config | {"chat_template": "A"}, chat_template="C")) == {"default": "C"}
+    assert Tokenizer(json, config | {"chat_template": "A"}, chat_template="C").chat_templates == {"default": "C"}
+    assert Tokenizer(json, several.config, chat_template={"rag": "C"}).chat_templates == {"rag": "C"}
     with pytest.raises(TokenizerError, match="has no chat template, but 'default' was requested"):
         ChatTemplate(Tokenizer(json, config))
     with pytest.raises(TokenizerError, match="has the chat templates default, tool_use, but 'rag' was requested"):
         ChatTemplate(several, "rag")
+
+
+@pytest.mark.parametrize("has_default", [True, False])
+def test_named_templates_are_files_of_their_own(tokenizers, tmp_path, has_default):
+    """In both directions the folder has the layout of `transformers`."""
+    ours, _ = tokenizers["chatml"]
+    templates = {"rag": "{{ documents | tojson }}<|im_end|>", "tool_use": "{{ tools | tojson }}<|im_start|>"}
+    if has_default:
+        templates |= {"default": "{{ messages[0].content }}<|im_end|>"}
+    Tokenizer(ours.backend.json, NAMES["chatml"], chat_template=templates).save(tmp_path / "ours")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert theirs.chat_template == templates
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "additional_chat_templates" / "rag.jinja").exists()
+    ours = load_tokenizer(tmp_path / "theirs")
+    assert ours.chat_templates == templates
+    fields = {"documents": [{"title": "<|im_end|>"}], "tools": TOOLS}
+    wanted = theirs.apply_chat_template(MESSAGES, chat_template="rag", tokenize=False, **fields)
+    assert ChatTemplate(ours, "rag").render(MESSAGES, **fields) == wanted
+    if has_default:
+        assert_equal(ours, theirs, MESSAGES)
+    with pytest.raises(TokenizerError, match=r"has the chat templates .*rag, tool_use.*, but 'none' was requested"):
+        ChatTemplate(ours, "none")
+    (tmp_path / "theirs" / "additional_chat_templates" / "rag.jinja").write_bytes(b"\xff")
+    with pytest.raises(TokenizerError, match=r"rag\.jinja is not UTF-8"):
+        load_tokenizer(tmp_path / "theirs")
+    with pytest.raises(TokenizerError, match=r"must be a file name without /, got '\.\./rag'"):
+        Tokenizer(ours.backend, ours.config, chat_template={"../rag": "x"}).save(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 from contextlib import nullcontext
 
 import pytest
+from gguf import Keys
 from hypothesis import given
 from hypothesis import strategies as st
 from test_sentencepiece import CORPUS, both, trained
@@ -226,8 +227,14 @@ def test_wordpiece_round_trip(tmp_path):
 
 
 def test_chat_template_round_trip():
-    tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")), chat_template="{{ messages }}")
-    assert tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)).chat_template == "{{ messages }}"
+    for templates in ({"default": "{{ messages }}"}, {"default": "A", "rag": "B"}, {"rag": "B"}):
+        tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")), chat_template=templates)
+        metadata = tokenizer_to_gguf(tokenizer)
+        assert tokenizer_from_gguf(metadata).chat_templates == templates
+        assert metadata.get(Keys.Tokenizer.CHAT_TEMPLATES) == (["rag"] if "rag" in templates else None)
+        assert metadata.get(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name="rag")) == templates.get("rag")
+    with pytest.raises(TokenizerError, match=r"tokenizer.chat_template.rag: input should be a valid string"):
+        tokenizer_from_gguf(metadata | {"tokenizer.chat_template.rag": 3})
 
 
 def test_tokenizer_that_gguf_cannot_represent_raises_error():

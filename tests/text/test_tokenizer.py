@@ -212,7 +212,7 @@ def test_save_keeps_config_and_template(bpe, tmp_path):
     config = {"eos_token": EOT, "model_max_length": 77, "auto_map": {"AutoTokenizer": ["evil.py", None]}, "mine": 1}
     Tokenizer(bpe.backend.json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
     again = load_tokenizer(tmp_path / "new" / "folder")
-    assert again.chat_template == "{{ x }}"
+    assert again.chat_templates == {"default": "{{ x }}"}
     assert (again.config["model_max_length"], again.config["mine"]) == (77, 1)
     assert "auto_map" not in again.config
 

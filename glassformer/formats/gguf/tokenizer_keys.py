@@ -19,7 +19,7 @@ from glassformer.text.patterns import (
 )
 
 KEY = "tokenizer.ggml."
-TEMPLATE = "tokenizer.chat_template"
+TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"  # the default's text; names of others
 
 # (pre-tokenizer, its names in GGUF); export uses the first name.
 PRE_TOKENIZERS: tuple[tuple[dict[str, Any], str], ...] = (
@@ -86,6 +86,7 @@ TYPES: dict[str, Any] = {
     KEY + "merges": list[str],
     KEY + "precompiled_charsmap": list[Annotated[int, Interval(ge=-128, le=255)]],
     TEMPLATE: str,
+    TEMPLATES: list[str],
     "general.architecture": str,
 }
 """The types of the metadata that `tokenizer_from_gguf` uses."""

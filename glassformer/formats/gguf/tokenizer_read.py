@@ -25,6 +25,7 @@ from glassformer.formats.gguf.tokenizer_keys import (
     PRE_TOKENIZER_BY_NAME,
     SEP_BY_DEFAULT,
     TEMPLATE,
+    TEMPLATES,
     TYPES,
 )
 from glassformer.json_file import check_schema
@@ -92,7 +93,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     }
     if kind not in builders:
         raise TokenizerError(f"{KEY}model is {kind!r}; supported are {', '.join(builders)}")
-    template = metadata.get(TEMPLATE)
+    templates = _chat_templates(metadata)
     tokens: list[str] = keys["tokens"]
     types: list[int] = metadata.get(KEY + "token_type", [NORMAL] * len(tokens))
     if not tokens:
@@ -114,8 +115,17 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     if kind != "bert":
         config["add_bos_token"] = keys.flag("add_bos_token", add_bos) and "bos_token" in config
         config["add_eos_token"] = keys.flag("add_eos_token", kind == "t5")
-    backend = builders[kind](keys, kind, tokens, types, config, template or "")
-    return Tokenizer(backend, config, chat_template=template)
+    backend = builders[kind](keys, kind, tokens, types, config, "\n".join(templates.values()))
+    return Tokenizer(backend, config, chat_template=templates)
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chat templates by name."""
+    keys = {"default": TEMPLATE} | {name: f"{TEMPLATE}.{name}" for name in metadata.get(TEMPLATES, [])}
+    templates = {name: metadata[key] for name, key in keys.items() if key in metadata}
+    for name, template in templates.items():
+        check_schema(template, keys[name], str, error_type=TokenizerError)
+    return templates
 
 
 def _sentencepiece_backend(

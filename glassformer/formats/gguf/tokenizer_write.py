@@ -14,6 +14,7 @@ from glassformer.formats.gguf.tokenizer_keys import (
     LOWERCASE,
     PRE_TOKENIZERS,
     TEMPLATE,
+    TEMPLATES,
 )
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.text.hf_tokenizer import HFTokenizer
@@ -75,10 +76,12 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
         metadata |= {KEY + "add_bos_token": True, KEY + "add_eos_token": False}
     else:
         _add_bos_eos_keys(tokenizer, metadata)
-    if tokenizer.chat_template is not None:
-        metadata[TEMPLATE] = tokenizer.chat_template
-    elif isinstance(template := tokenizer.config.get("chat_template"), str):
-        metadata[TEMPLATE] = template
+    templates = tokenizer.chat_templates
+    if "default" in templates:
+        metadata[TEMPLATE] = templates.pop("default")
+    if templates:
+        metadata |= {f"{TEMPLATE}.{name}": template for name, template in templates.items()}
+        metadata[TEMPLATES] = list(templates)
     return metadata
 
 

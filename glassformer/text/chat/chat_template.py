@@ -26,23 +26,6 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # one field under th
 Message = Mapping[str, Any]
 
 
-def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the chat templates of a tokenizer by name: `chat_template.jinja`, or those of its config."""
-    entry = tokenizer.config.get("chat_template")
-    templates: dict[str, str] = {}
-    if isinstance(entry, str):
-        templates["default"] = entry
-    elif isinstance(entry, list):
-        templates |= {
-            str(item["name"]): str(item["template"])
-            for item in entry
-            if isinstance(item, dict) and {"name", "template"} <= item.keys()
-        }
-    if tokenizer.chat_template is not None:
-        templates["default"] = tokenizer.chat_template
-    return templates
-
-
 class ChatTemplate:
     """A chat template of a tokenizer. Thread-safe."""
 
@@ -58,10 +41,10 @@ class ChatTemplate:
         Raises:
             TokenizerError: There is no template of this name.
         """
-        known = chat_templates(tokenizer) if source is None else {name: source}
+        known = tokenizer.chat_templates if source is None else {name: source}
         if name not in known:
             has = f"has the chat templates {', '.join(known)}" if known else "has no chat template"
-            raise TokenizerError(f"the tokenizer {has}, but {name!r} was requested")
+            raise TokenizerError(f"the tokenizer {has}, but {name[:100]!r} was requested")
         self.tokenizer, self.source, self.name = tokenizer, known[name], name
         self._tool_use = known.get("tool_use") if name == "default" else None
         backend = tokenizer.backend

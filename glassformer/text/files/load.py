@@ -26,7 +26,7 @@ from glassformer.text.sentencepiece.model_file import parse_sentencepiece
 from glassformer.text.sentencepiece.source_target import SPECIAL_TOKENS, SourceTargetTokenizer
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.special_tokens import AddedToken, Vocabulary, entry_text, token_entry
-from glassformer.text.tokenizer import CONFIG, TEMPLATE, Tokenizer, joined_templates
+from glassformer.text.tokenizer import CONFIG, TEMPLATE, TEMPLATE_FOLDER, Tokenizer, named_templates
 
 # Class names of `transformers`: in older folders only `tokenizer_class` says how a vocabulary is used.
 ROBERTA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"}
@@ -62,19 +62,28 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"merges.txt, encoder.json with vocab.bpe, *.tiktoken or vocab.txt"
         )
     config, n_rows = read_config(folder)
-    template = read_text(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
+    templates = _read_templates(folder)
     try:
-        source = Source(files.paths, config, joined_templates(config, template), n_rows)
+        joined = "\n".join(named_templates(config, templates).values())
+        source = Source(files.paths, config, joined, n_rows)
         backend, defaults = LOADERS[files.format](source)
-        return Tokenizer(backend, defaults | config, chat_template=template)
+        return Tokenizer(backend, defaults | config, chat_template=templates)
     except TokenizerError as error:
         where = files.paths[0] if files.format != "json" else folder
         raise error if str(folder) in str(error) else TokenizerError(f"{where}: {error}") from error
 
 
+def _read_templates(folder: Path) -> str | dict[str, str] | None:
+    """Return the contents of `chat_template.jinja`; with files in TEMPLATE_FOLDER, all templates by name."""
+    templates = {"default": read_text(folder / TEMPLATE)} if (folder / TEMPLATE).exists() else {}
+    for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        templates[path.stem] = read_text(path)
+    return templates.get("default") if templates.keys() <= {"default"} else templates
+
+
 @dataclass(frozen=True)
 class Source:
-    """The input of a loader: the files of the vocabulary, the config, the chat template, and the model's vocab_size."""
+    """The input of a loader: the vocabulary's files, the config, the joined chat templates, the model's vocab_size."""
 
     paths: tuple[Path, ...]
     config: dict[str, Any]
