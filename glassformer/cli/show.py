@@ -49,6 +49,7 @@ def show(
     from glassformer.formats.load import account, meta_parameters, quantized_matrices
     from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
+    from glassformer.kernels.packed_linear import runs_packed
     from glassformer.kernels.placement import choose_placement
 
     found = find_model(model, offline=offline)
@@ -65,7 +66,7 @@ def show(
         sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
     placement = choose_placement(
         "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
-        quantized=quantized_matrices(checkpoint),
+        quantized=quantized_matrices(checkpoint), packs=runs_packed(),
     )  # fmt: skip
     facts = {
         "model": str(found),

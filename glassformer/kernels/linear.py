@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.kernels.cpu import multiplies_natively
-from glassformer.kernels.packed import native_product
 from glassformer.kernels.placement import Choice
 from glassformer.nn.linear import TiedLinear, device_of, dtype_of
 from glassformer.nn.model import Decoder
@@ -94,8 +93,7 @@ def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int, pac
     packed: whether the model has packed matrices, which `choose_weights` decides.
     """
     if packed:
-        by = "PyTorch's definition of the product" if native_product() is None else "native kernels"
-        return Choice("linear", "packed", f"{by} multiplies quantized matrices by activations in 8 bits")
+        return Choice("linear", "packed", "quantized matrices are multiplied by activations in 8 bits")
     if torch.device(device).type != "cpu":
         return Choice("linear", "torch", "weights are prepacked on a CPU only")
     if not multiplies_natively(dtype):

@@ -21,7 +21,7 @@ operation on words. The product multiplies integers: see `product`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -388,17 +388,3 @@ def product(x: Float[Tensor, "*B I"], matrix: PackedMatrix) -> Float[Tensor, "*B
                 total = fma(rows.minimum[:, g], sums[:, g, None], total)
         out[:, first : first + total.shape[1]] = total
     return out.view(*x.shape[:-1], matrix.n_out)
-
-
-def native_product() -> Callable[[Tensor, PackedMatrix, Tensor | None], Tensor] | None:
-    """Return the native kernel of `packed_product`; None if there is none for this machine."""
-    return None
-
-
-def packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """Return x W^T + b in the dtype of x, by the native kernel if there is one."""
-    native = native_product()
-    if native is not None:
-        return native(x, matrix, bias)
-    y = product(x, matrix)
-    return (y if bias is None else y + bias).to(x.dtype)

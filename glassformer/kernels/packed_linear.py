@@ -16,8 +16,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from glassformer.kernels.packed import PackedMatrix, decode, packed_product
+from glassformer.kernels.native.library import load_library
+from glassformer.kernels.native.ops import linear
+from glassformer.kernels.packed import PackedMatrix, decode, product
 from glassformer.nn.linear import TiedLinear
+
+
+def runs_packed() -> bool:
+    """Whether models are loaded with packed matrices by default: where packed products are faster than float ones."""
+    return False
+
+
+def packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:
+    """Return x W^T + b in the dtype of x, by the native kernels where there are any: the same bits as `product`."""
+    if load_library() is not None:
+        return linear(x, matrix, bias).to(x.dtype)
+    y = product(x, matrix)
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 class PackedModule(nn.Module):

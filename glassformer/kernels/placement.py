@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import ConfigError
-from glassformer.kernels.packed import native_product
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALL = 50_000_000  # parameters; below it a CPU reads the weights fast enough in float32
@@ -48,7 +47,13 @@ class QuantizedMatrices:
 
 
 def choose_placement(
-    device: str, dtype: str, *, stored: torch.dtype, n_parameters: int, quantized: Sequence[QuantizedMatrices] = ()
+    device: str,
+    dtype: str,
+    *,
+    stored: torch.dtype,
+    n_parameters: int,
+    quantized: Sequence[QuantizedMatrices] = (),
+    packs: bool = False,
 ) -> Placement:
     """Choose the device and the dtype to load a checkpoint with.
 
@@ -57,6 +62,7 @@ def choose_placement(
         dtype: a name in `DTYPES`, or "auto".
         stored: the dtype of most of the checkpoint's weights.
         quantized: the checkpoint's quantized matrices.
+        packs: whether a CPU runs them packed: see `runs_packed`.
 
     Raises:
         ConfigError: a name is unknown, or this machine has no such device.
@@ -67,32 +73,35 @@ def choose_placement(
     choices = (Choice("device", str(where), because), choice)
     if not quantized:
         return Placement(where, getattr(torch, choice.value), choices)
-    weights = choose_weights(dtype, device=where.type, quantized=quantized, decoded_to=choice.value)
+    weights = choose_weights(dtype, device=where.type, quantized=quantized, packs=packs, decoded_to=choice.value)
     if weights.value == "decoded":
         return Placement(where, getattr(torch, choice.value), (*choices, weights))
     choice = Choice("dtype", "float32", "activations and all weights that are not packed are float32")
     return Placement(where, torch.float32, (choices[0], choice, weights), packed=True)
 
 
-def choose_weights(requested: str, *, device: str, quantized: Sequence[QuantizedMatrices], decoded_to: str) -> Choice:
+def choose_weights(
+    requested: str, *, device: str, quantized: Sequence[QuantizedMatrices], packs: bool, decoded_to: str
+) -> Choice:
     """Choose whether quantized matrices stay "packed" or are "decoded" to floats at load.
 
     Args:
         requested: the dtype that the user requested, or "auto".
+        packs: whether a CPU runs them packed.
         decoded_to: the dtype of decoded matrices.
     """
-    packs, others = ([one for one in quantized if one.packs is kind] for kind in (True, False))
-    if not packs:
+    own, others = ([one for one in quantized if one.packs is kind] for kind in (True, False))
+    if not own:
         why = "their types or layouts have no packed format"
     elif device != "cpu":
         why = "packed matrices run on a CPU only"
     elif requested != "auto":
         why = f"dtype {requested} was requested"
-    elif native_product() is None:
-        why = "there are no native kernels for packed matrices on this machine"
+    elif not packs:
+        why = "decoded matrices run faster on this machine"
     else:
         rest = f"; decoded to float32: {', '.join(map(str, others))}" if others else ""
-        return Choice("weights", "packed", f"{', '.join(map(str, packs))} run at their own width{rest}")
+        return Choice("weights", "packed", f"{', '.join(map(str, own))} run at their own width{rest}")
     return Choice("weights", "decoded", f"{', '.join(map(str, quantized))} become {decoded_to}: {why}")
 
 

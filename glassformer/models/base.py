@@ -32,7 +32,7 @@ from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import widen
-from glassformer.kernels.packed_linear import count_weights, packed_modules
+from glassformer.kernels.packed_linear import count_weights, packed_modules, runs_packed
 from glassformer.kernels.placement import Choice, Placement, choose_placement
 from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.step import Step
@@ -99,8 +99,9 @@ class TextModel(ModelViews, ABC):
             raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
         stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
         placement = choose_placement(
-            device, dtype, stored=stored, n_parameters=n_parameters, quantized=quantized_matrices(checkpoint)
-        )
+            device, dtype, stored=stored, n_parameters=n_parameters, quantized=quantized_matrices(checkpoint),
+            packs=runs_packed(),
+        )  # fmt: skip
         loaded = cls._load(checkpoint, placement)
         widen(loaded.model)
         loaded.placement, loaded.left_out = placement, checkpoint.left_out
