@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress
+from glassformer.counted import counted
 from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {facts['threads']} threads, torch {facts['torch']}"
+    head = (
+        f"{facts['cpu']} ({' '.join(facts['features'])}), {counted(facts['threads'], 'thread')}, torch {facts['torch']}"
+    )
     out.print(head, markup=False)
     for choice in facts["choices"]:
         out.print(f"{choice['what']}: {choice['value']}, {choice['because']}", markup=False)
