@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup page demo test check fast lint types web unit typed browser soak llama-cpp stories-model wheel lock clean
+.PHONY: help setup page native demo test check fast lint types web unit typed sanitize browser soak llama-cpp stories-model wheel lock clean
 
 help:           ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## *(.*)/\1\t\2/p' Makefile | expand -t 16
 
-setup: $(STAMP) page ## create .venv with the locked packages, and build the page
+setup: $(STAMP) page native ## create .venv with the locked packages, build the page and the native kernels
 
 page: $(STAMP)  ## build the page that `glassformer serve` shows, if web/ has changed
 	@$(BIN)/python hatch_build.py
+
+native: $(STAMP) ## build the native kernels if their sources have changed
+	@$(BIN)/python native_build.py
 
 $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v[0]}.{v[1]}: set PYTHON=..." if v < (3, 11) else 0)'
@@ -28,7 +31,7 @@ demo: setup     ## train a tokenizer and a model on generated stories, and open 
 
 test: check     ## run what CI runs: lint, types, all tests, and a test of the wheel
 
-check: lint types web unit typed wheel
+check: lint types web unit typed sanitize wheel
 
 fast: setup     ## run the fast tests in under three minutes: no browser, no training in subprocesses
 	$(BIN)/python -m pytest -n 2 --sample 1 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e
@@ -48,6 +51,9 @@ unit: setup browser
 
 typed: setup    ## run the tests of model, cache and generation with shapes and types checked by beartype
 	TYPECHECK=1 $(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" tests/nn tests/cache tests/generate
+
+sanitize: setup  ## run the tests of the native kernels on a build with AddressSanitizer and UBSan
+	$(BIN)/python native_build.py sanitize
 
 browser: setup
 	@$(BIN)/python tests/e2e/find_browser.py
@@ -69,8 +75,8 @@ stories-model: setup  ## retrain the model that ships with the package
 	$(BIN)/python -m glassformer.toys.train_stories
 
 wheel: setup
-	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
-	$(BIN)/python tests/wheel_has_page.py dist/*.whl
+	rm -rf dist && $(BIN)/python -m build --no-isolation --skip-dependency-check --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
+	$(BIN)/python tests/check_wheel.py dist/*.whl
 
 lock: setup     ## write the package versions of .venv to requirements*.lock, with hashes
 	$(BIN)/python -m pip install --quiet uv
@@ -80,4 +86,4 @@ lock: setup     ## write the package versions of .venv to requirements*.lock, wi
 	$(BIN)/python runtime_lock.py
 
 clean:          ## remove everything that the targets create
-	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist glassformer/kernels/native/lib .pytest_cache .ruff_cache .hypothesis

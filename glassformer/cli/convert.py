@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from glassformer.cli.common import IgnoreKeys, Json, print_json, say, working
+from glassformer.cli.common import IgnoreKeys, Json, print_json, progress, say, working
 from glassformer.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from glassformer.formats import Checkpoint
     from glassformer.formats.save import GgufKind
 
-Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0"]
+Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"]
 Flag = Annotated[bool, Parameter(negative="")]
 
 
@@ -39,8 +40,8 @@ def convert(
     src
         Any MODEL: a folder, a run, a file, or a name on the hub.
     to
-        The data type of the stored weights; auto keeps that of SRC. Q8_0 and Q4_0 are only for GGUF: blocks of 32
-        weights with one scale.
+        The data type of the stored weights; auto keeps that of SRC. Q8_0, Q6_K, Q4_K_M and Q4_0 are only for GGUF:
+        about 8.5, 6.6, 4.9 and 4.5 bits per weight. Rows that are no multiple of a type's block get another type.
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
@@ -52,7 +53,9 @@ def convert(
 
     from glassformer.families import family_of
     from glassformer.formats import find_model, open_checkpoint
+    from glassformer.formats.gguf.header import read_header
     from glassformer.formats.gguf.metadata import gguf_family
+    from glassformer.formats.gguf.tensor_types import fallback_types
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -64,24 +67,30 @@ def convert(
         raise RequestError(f"DST {dst} is the same as SRC: use another DST")
     if dst.exists() and not overwrite and (to_gguf or not dst.is_dir() or any(dst.iterdir())):
         raise RequestError(f"DST {dst} exists already: use another DST, or --overwrite")
-    with working("converting", quiet=json):
+    left_out, other_types = [], {}
+    with working("converting", quiet=json or to_gguf):
         checkpoint = open_checkpoint(found, ignore_key)
-        if to_gguf:
-            gguf_family(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
-            stored = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the command reports what is lost itself
-                left_out = _write_gguf(checkpoint, dst, stored if to == "auto" else to)  # pyright: ignore[reportArgumentType]
-        else:
-            left_out = []
+        if not to_gguf:
             _write_folder(checkpoint, dst, dtypes.get(to, _folder_dtype(checkpoint)), round(shard_gb * 1e9))
+    if to_gguf:
+        gguf_family(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
+        stored = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
+        kind: GgufKind = stored if to == "auto" else to  # pyright: ignore[reportAssignmentType]
+        with warnings.catch_warnings(), progress(quiet=json) as advance:
+            warnings.simplefilter("ignore", UserWarning)  # the command reports what is lost itself
+            left_out = _write_gguf(checkpoint, dst, kind, lambda done, total: advance(done, total, "converting"))
+        other_types = fallback_types(read_header(dst).tensors, kind)
     files = [path for path in ([dst] if to_gguf else sorted(dst.rglob("*"))) if path.is_file()]
     sizes = {str(path): path.stat().st_size for path in files}
     if json:
-        print_json({"source": str(found), "files": sizes, "left_out": left_out})
+        print_json({"source": str(found), "files": sizes, "left_out": left_out, "other_types": other_types})
         return
     if left_out:
         say(f"left out, because GGUF cannot store it: {', '.join(left_out)}")
+    if other_types:
+        types, first = ", ".join(sorted(set(other_types.values()))), next(iter(other_types))
+        why = f"their rows do not fit its blocks, such as those of {first}"
+        say(f"stored as {types} instead of {to}: {len(other_types)} matrices, because {why}")
     for name, size in sizes.items():
         say(f"{name}: {size:,} bytes")
 
@@ -119,7 +128,7 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
         save_translator(model, tokenizer, checkpoint.generation_config(), dst, shard=shard)
 
 
-def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
+def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind, progress: Callable[[int, int], None]) -> list[str]:
     """Write a GGUF file. Returns the parts of the model and of its tokenizer that are not stored in the file."""
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder
     from glassformer.formats.gguf.save import left_out, save_gguf
@@ -132,17 +141,19 @@ def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
     lost = [] if tokenizer is None else lost_in_gguf(tokenizer)
     if checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint), tokenizer, end_ids=checkpoint.end_token_ids())
-        lm.save_gguf(dst, kind)
+        lm.save_gguf(dst, kind, progress=progress)
         return lost
     if checkpoint.kind == "encoder":
         model = load_text_encoder(checkpoint)
         if tokenizer is None:
-            save_gguf(model, dst, kind)
+            save_gguf(model, dst, kind, progress=progress)
         else:
-            Embedder(model, tokenizer, checkpoint.pooling(), path=source).save_gguf(dst, kind)
+            Embedder(model, tokenizer, checkpoint.pooling(), path=source).save_gguf(dst, kind, progress=progress)
         return left_out(model) + lost
     if tokenizer is None:
         raise RequestError(f"{source} has no tokenizer, and the GGUF file of an encoder-decoder needs one")
     generation = checkpoint.generation_config()
-    Translator(load_seq2seq(checkpoint), tokenizer, path=source, generation_config=generation).save_gguf(dst, kind)
+    Translator(load_seq2seq(checkpoint), tokenizer, path=source, generation_config=generation).save_gguf(
+        dst, kind, progress=progress
+    )
     return lost

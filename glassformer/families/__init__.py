@@ -42,7 +42,6 @@ from glassformer.families import (
 )
 from glassformer.families.common.family import AnyConfig, ConfigFields, Family
 from glassformer.families.common.neutral import neutral_values
-from glassformer.families.common.quantization import check_quantization
 from glassformer.families.common.shape import ShapeConfig
 
 DECODERS = (
@@ -100,7 +99,6 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
     fields = ConfigFields(raw, source, ignore)
     with fields.naming_source():
         config = find_family(fields.take("model_type", None), raw).read(fields)
-    check_quantization(fields)
     fields.close(neutral_values(config))
     return config
 

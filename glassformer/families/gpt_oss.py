@@ -66,13 +66,10 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def check_older_keys(raw: ConfigFields) -> None:
-    """Check redundant keys of older files; accept MXFP4."""
+    """Check redundant keys of older files."""
     rope = raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling")
     raw.expect("experts_per_token", raw.raw.get("num_experts_per_tok"))
     raw.expect("initial_context_length", isinstance(rope, dict) and rope.get("original_max_position_embeddings"))
-    packed = raw.raw.get("quantization_config")
-    if isinstance(packed, dict) and packed.get("quant_method") == "mxfp4":
-        raw.take("quantization_config")  # the tensor names tell which weights are quantized
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from glassformer.errors import CheckpointError, shortened
 from glassformer.families import FAMILIES, Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
 from glassformer.families.common.original import OriginalFormat, detect_linear_layout
-from glassformer.formats import fp8, mxfp4
 from glassformer.formats.find import end_token_ids, tokenizer_of
 from glassformer.formats.generation_config import read_generation_config
 from glassformer.formats.gguf.shards import is_gguf
 from glassformer.formats.original import find_original, open_original, self_contained_format
 from glassformer.formats.pickled import read_pickle
+from glassformer.formats.quantization import take_quantization
 from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json, rename_tensors
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder
 from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, shard_names, weight_files
@@ -127,11 +127,13 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
     folder = model_path.parent if is_file else model_path
     if is_file and path.suffix in PICKLED_SUFFIXES and (layout := self_contained_format(read_pickle(path))) is not None:
         return _open_original(path, layout, ignore_keys)
-    raw = read_json(folder / "config.json")
-    config = read_config(raw, str(folder / "config.json"), ignore_keys)
+    raw, source = read_json(folder / "config.json"), str(folder / "config.json")
+    unpack = take_quantization(raw, source, ignore_keys)
+    config = read_config(raw, source, ignore_keys)
     names = (shard_names(folder, path.name) or [path.name]) if is_file else weight_files(folder)
     _check_files([folder / name for name in names])
-    reader = fp8.unpack(mxfp4.unpack(TensorReader([open_weights(folder / name) for name in names])))
+    reader = TensorReader([open_weights(folder / name) for name in names])
+    unpack(reader)
     stored_as = FAMILIES.get(str(raw.get("model_type")), family_of(config))
     rename_tensors(reader, stored_as.renamed)
     family = detect_linear_layout(family_of(config), _shapes(reader))

@@ -229,11 +229,13 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
 
 
 def _is_redundant(family: Family, config: AnyConfig, name: str, reader: TensorReader) -> bool:
-    """Whether an unused tensor is a buffer, or equals another one: a tied head, a second copy of the embedding."""
+    """Whether an unused tensor is a buffer, a bias of zeros (early GPTQ files), or equals a tied or duplicate one."""
     n_layers = config.n_layers if isinstance(config, ModelConfig) else 0
     patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in (*family.ignored, *NOT_WEIGHTS)]
     if any(re.fullmatch(pattern, name.removeprefix(family.prefix)) for pattern in patterns):
         return True
+    if name.endswith(".bias") and name.removesuffix("bias") + "weight" in reader and reader.dtype(name) is not None:
+        return not reader[name].any()
     rules = family.rules_for(config)
     if rules is None or isinstance(config, RecurrentConfig):
         return False

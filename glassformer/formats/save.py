@@ -17,7 +17,7 @@ from glassformer.formats.load import AnyModel
 from glassformer.formats.safetensors_file import save_tensors, write_tensors
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 
-GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"]
 SHARD = 5_000_000_000  # maximum bytes of one file
 MODEL_FILES = (  # patterns of the files of a model folder, which another model replaces as a whole
     "config.json", "generation_config.json", "model*.safetensors", "*.index.json", "tokenizer*",

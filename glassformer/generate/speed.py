@@ -10,7 +10,6 @@ rotates from round to round, and a ratio compares two runs of the same round:
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from glassformer.config import ModelConfig
 from glassformer.formats import Checkpoint
 from glassformer.formats.load import account, meta_parameters
 from glassformer.generate.decode import decode
-from glassformer.generate.limits import Limits
+from glassformer.generate.limits import CLOCKS, Limits
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
@@ -143,20 +142,21 @@ def _equal_tokens(ours: list[list[int]], theirs: list[list[int]]) -> int:
     return total
 
 
-def run_of(model: Decoder) -> Run:
+def run_of(model: Decoder, clock: str = "wall") -> Run:
     """Return our implementation: `decode` at temperature 0, as `generate` runs it, without a tokenizer."""
+    now = CLOCKS[clock]
 
     def run(prompts: list[list[int]], new_tokens: int) -> Timing:
         request = GenerationRequest(prompts, max_tokens=new_tokens + 1, sampling=Sampling(temperature=0.0))
         ids: list[list[int]] = [[] for _ in prompts]
-        begin = time.perf_counter()
+        begin = now()
         first = begin
         for event in decode(model, request):
             if not ids[-1]:  # until the last sequence has its first token
-                first = time.perf_counter()
+                first = now()
             assert event.id is not None
             ids[event.sequence].append(event.id)
-        return Timing(first - begin, time.perf_counter() - first, ids)
+        return Timing(first - begin, now() - first, ids)
 
     return run
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.kernels.attention import choose_attention
 from glassformer.kernels.linear import choose_linear
+from glassformer.kernels.native.library import choose_library
 from glassformer.kernels.placement import Choice, Placement
 
 BATCH = 128  # sequences that a translator decodes at a time
 
 
 def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: Placement) -> tuple[Choice, ...]:
-    """Return the choices of device, dtype, attention and linear layers for inference with this model."""
+    """Return the choices of device, dtype, kernels, attention and linear layers for inference with this model."""
     prepacked = isinstance(config, ModelConfig) and config.encoder is not None  # others keep their weights as they are
     linear = choose_linear(placement.device, placement.dtype, BATCH if prepacked else 1)
-    return (*placement.choices, choose_attention(config, placement.device, placement.dtype), linear)
+    if placement.device.type == "cpu":
+        kernels = choose_library()
+    else:
+        kernels = Choice("kernels", "torch", "the native kernels run on a CPU only")
+    return (*placement.choices, kernels, choose_attention(config, placement.device, placement.dtype), linear)

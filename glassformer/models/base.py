@@ -243,13 +243,15 @@ class TextModel(ModelViews, ABC):
         """Save the model as a Hugging Face folder: configuration, weights, tokenizer."""
 
     @abstractmethod
-    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16", *, progress: Progress | None = None) -> None:
         """Save the model and its tokenizer as one GGUF file; `kind` is the type of its matrices.
 
-        Warns of the parts of the tokenizer that GGUF cannot store.
+        Warns of the parts of the tokenizer that GGUF cannot store. progress: called with the weights stored so far, and
+        all of them.
 
         Raises:
             ConfigError, TokenizerError: GGUF cannot express the model or its tokenizer.
+            CheckpointError: the file cannot be written, or its type cannot store the weights.
         """
 
     def __repr__(self) -> str:

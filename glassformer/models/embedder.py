@@ -23,6 +23,7 @@ from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import EmbedderTrace
+from glassformer.inspect.record.many import Progress
 from glassformer.inspect.record.seq2seq import record_encoder
 from glassformer.kernels.placement import Placement
 from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
@@ -34,8 +35,6 @@ from glassformer.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # tokens per batch, including padding: bounds memory
 UNLIMITED = 10**9  # a tokenizer's model_max_length of this size or more means no limit
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -309,7 +308,7 @@ class Embedder(TextModel):
             self.tokenizer.save(new)
             write_pooling(self.sentence, new, self.config.d_model)
 
-    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16", *, progress: Progress | None = None) -> None:
         """Save one GGUF file with its pooling: see `TextModel.save_gguf`.
 
         GGUF has no fields for a pooler and heads (`left_out` of `formats/gguf/save.py`), for named prompts, and for a
@@ -323,7 +322,7 @@ class Embedder(TextModel):
         metadata = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
         metadata |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
         warn_of_losses(self.tokenizer)
-        save_gguf(self.model, path, kind, extra=metadata)
+        save_gguf(self.model, path, kind, extra=metadata, progress=progress)
 
 
 def with_edits(step: Step, editor: Edits | None, n_sequences: int = 1) -> Step:

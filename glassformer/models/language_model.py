@@ -34,6 +34,7 @@ from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import LanguageModelTrace
 from glassformer.inspect.record.decoder import record_generation, record_text
+from glassformer.inspect.record.many import Progress
 from glassformer.kernels.placement import Choice, Placement
 from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.model import Decoder
@@ -400,7 +401,7 @@ class LanguageModel(TextModel):
                 self.tokenizer.save(new)
             write_text(new / "generation_config.json", json.dumps(special, indent=2) + "\n")
 
-    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16", *, progress: Progress | None = None) -> None:
         """Save one GGUF file, for llama.cpp and other tools: see `TextModel.save_gguf`."""
         from glassformer.formats.gguf.save import save_gguf
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf, warn_of_losses
@@ -410,7 +411,7 @@ class LanguageModel(TextModel):
             metadata["tokenizer.ggml.eos_token_id"] = min(self.end_ids)
         if self.tokenizer is not None:
             warn_of_losses(self.tokenizer)
-        save_gguf(self.model, path, kind, extra=metadata)
+        save_gguf(self.model, path, kind, extra=metadata, progress=progress)
 
 
 def _continuation(events: list[TokenEvent]) -> Continuation:

@@ -33,6 +33,7 @@ from glassformer.inspect.drawing.alignment_svg import svg_labels
 from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
+from glassformer.inspect.record.many import Progress
 from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
 from glassformer.inspect.views.alignment import NO_ATTENTION
 from glassformer.kernels.placement import Placement
@@ -351,7 +352,7 @@ class Translator(TextModel):
         generation_config = self.generation_config or {begin: self.begin_id, "eos_token_id": self.end_id}
         save_translator(self.model, self.tokenizer, generation_config, folder, **options)
 
-    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16", *, progress: Progress | None = None) -> None:
         """Save one GGUF file: see `TextModel.save_gguf`. GGUF has no fields for the search options."""
         from glassformer.formats.gguf.metadata import write_metadata
         from glassformer.formats.gguf.save import save_gguf
@@ -366,7 +367,7 @@ class Translator(TextModel):
         metadata = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
         metadata[f"{architecture}.decoder_start_token_id"] = self.begin_id
         warn_of_losses(self.tokenizer)
-        save_gguf(self.model, path, kind, extra=metadata)
+        save_gguf(self.model, path, kind, extra=metadata, progress=progress)
 
 
 def save_translator(

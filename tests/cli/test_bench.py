@@ -11,6 +11,7 @@ from tiny_gguf import gguf_model
 
 from glassformer.cli import main
 from glassformer.formats.checkpoint import open_checkpoint
+from glassformer.generate.limits import CLOCKS, measure_limits
 from glassformer.generate.llama_cpp_process import VARIABLE, export
 from glassformer.generate.speed import OURS, Measurement, ModelSize, Timing, Workload, measure, run_of, workloads
 from glassformer.models.language_model import LanguageModel
@@ -83,6 +84,22 @@ def test_text(capfd, path):
 )
 def test_numbers_out_of_range(capfd, path, arguments, what):
     assert what in bench_error(capfd, path, *arguments).err
+
+
+def test_cpu_clock_measures_one_thread(capfd, path):
+    before = torch.get_num_threads()
+    try:
+        error = bench_error(capfd, path, "--clock", "cpu", "--threads", 2).err
+        assert "--clock cpu measures one CPU thread, got 2 on cpu" in error
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_limits_are_rates(clock):
+    limits = measure_limits(torch.device("cpu"), clock)
+    assert 1e8 < limits.memory_rate < 1e13
+    assert 1e8 < limits.matrix_rate < 1e15
 
 
 def test_unknown_program(capfd, path):

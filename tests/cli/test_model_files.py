@@ -9,6 +9,7 @@ import torch
 from cli.test_cli import run_error, run_ok
 from generate.scripted import make_tokenizer
 from tiny import randomise_sharp, tiny, tiny_encoder_decoder
+from tiny_gguf import gguf_model
 from tiny_translators import CONFIGS, SEQ2SEQ_FAMILIES
 
 from glassformer.formats import load_seq2seq, save_model
@@ -69,6 +70,24 @@ def test_convert_round_trip(capfd, lm, folder, tmp_path):
     run_ok(capfd, "convert", tmp_path / "half.gguf", tmp_path / "again")
     ours, again = (load(tmp_path / name, dtype="float32").model.state_dict() for name in ("half", "again"))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+def test_convert_to_mixed_types(capfd, tmp_path):
+    """A file of Q4_K_M; matrices with rows of 64 numbers do not fit its blocks and are reported."""
+    tokenizer = make_tokenizer()
+    model = gguf_model("llama", vocab_size=tokenizer.vocab_size, **{"*.mlp.d_ff": 256})
+    LanguageModel(model, tokenizer).save(tmp_path / "model")
+    report = json.loads(
+        run_ok(capfd, "convert", tmp_path / "model", tmp_path / "a.gguf", "--to", "Q4_K_M", "--json").out
+    )
+    assert report["other_types"]["blk.0.attn_q.weight"] == "Q5_0"
+    assert not [name for name in report["other_types"] if "ffn_down" in name]
+    said = run_ok(capfd, "convert", tmp_path / "model", tmp_path / "a.gguf", "--to", "Q6_K", "--overwrite").err
+    n = len(report["other_types"])
+    assert f"stored as Q8_0 instead of Q6_K: {n} matrices, because their rows do not fit its blocks" in said
+    facts = json.loads(run_ok(capfd, "show", tmp_path / "a.gguf", "--json").out)
+    assert facts["stored"].keys() == {"F32", "Q8_0", "Q6_K"}
+    assert run_ok(capfd, "generate", tmp_path / "a.gguf", "the c", "--max-tokens", "4").out
 
 
 def test_convert_errors(capfd, folder, tmp_path):

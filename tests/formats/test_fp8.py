@@ -10,7 +10,9 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
-from glassformer.formats.fp8 import decode
+from glassformer.formats.fp8 import Fp8Tensor, decode
+from glassformer.formats.reader import ReadBuffer
+from glassformer.formats.safetensors_file import SafetensorsFile
 
 FP8 = {
     "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
@@ -48,6 +50,20 @@ def test_decode_partial_last_blocks():
     for row, column in ((0, 0), (127, 127), (128, 128), (129, 299), (0, 256), (129, 0)):
         assert found[row, column] == values[row, column].float() * scales[row // 128, column // 128]
     assert found.shape == values.shape
+
+
+@pytest.mark.parametrize("block", [(128, 128), (1, 300), (130, 300), (7, 64), (200, 1 << 60)], ids=str)
+def test_rows_of_every_block(block, tmp_path):
+    """The parts of a matrix equal the complete matrix, for one scale per row, matrix or block."""
+    blocks = [-(-size // of) for size, of in zip((130, 300), block, strict=True)]
+    values, scales = random_fp8((130, 300))[0], torch.rand(blocks, generator=torch.Generator().manual_seed(1))
+    save_file({"x": values, "s": scales}, tmp_path / "x.safetensors")
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    matrix = Fp8Tensor(file, "x", file, "s", block)
+    found = torch.cat([rows for _, rows in matrix.rows("x", ReadBuffer())])
+    assert torch.equal(found, matrix["x"])
+    for row, column in ((0, 0), (127, 127), (128, 64), (129, 299), (6, 63), (129, 0)):
+        assert found[row, column] == values[row, column].float() * scales[row // block[0], column // block[1]]
 
 
 def save_fp8_model(folder):
@@ -136,6 +152,11 @@ def test_scale_of_wrong_shape_raises(folder, tmp_path):
     save_file(tensors | {f"{name}_scale_inv": few}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv must hold a scale .* \[2, 1\], got \[1, 1\]"):
         load_decoder(tmp_path)
+    damaged = tensors[f"{name}_scale_inv"].clone()
+    damaged[1, 0] = torch.nan
+    save_file(tensors | {f"{name}_scale_inv": damaged}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv has scales that are NaN or infinite"):
+        load_decoder(tmp_path)
     rest = {key: value for key, value in tensors.items() if key != f"{name}_scale_inv"}
     save_file(rest, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"type: .*o_proj.weight is F8_E4M3, supported types are F32"):
@@ -145,9 +166,13 @@ def test_scale_of_wrong_shape_raises(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"quant_method": "awq"}, "the weights are quantized by awq, which cannot be read; only fp8 with"),
+        (
+            {"quant_method": "hqq"},
+            "the weights are quantized by hqq, which cannot be read; only awq, compressed-tensors,",
+        ),
         ("int4", "the weights are quantized by 'int4', which"),
-        (FP8 | {"weight_block_size": [64, 128]}, r"fp8 with weight_block_size \[64, 128\], which cannot"),
+        (FP8 | {"weight_block_size": [64, 0]}, r"weight_block_size must be the rows and .*, got \[64, 0\]"),
+        (FP8 | {"weight_block_size": None}, r"weight_block_size must be .* such as \[128, 128\], got None"),
         (FP8 | {"fmt": "e5m2"}, "fmt = 'e5m2' is not supported"),
         (FP8 | {"bits": 8}, "does not understand: bits"),
     ],

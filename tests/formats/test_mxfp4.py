@@ -62,6 +62,11 @@ def test_mismatched_blocks_and_scales_raise(tmp_path):
     save_file(tensors | {f"{name}_scales": tensors[f"{name}_scales"][:, :8].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"down_proj_blocks must hold 16 bytes for each"):
         load_decoder(tmp_path)
+    damaged = tensors[f"{name}_scales"].clone()
+    damaged[3, 5, 0] = 255
+    save_file(tensors | {f"{name}_scales": damaged}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"down_proj_scales has scales that are NaN \(255\)"):
+        load_decoder(tmp_path)
     rest = {key: value for key, value in tensors.items() if key != f"{name}_scales"}
     save_file(rest, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"down_proj_blocks is \[6, 64, 1, 16\]"):

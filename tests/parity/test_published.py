@@ -19,6 +19,7 @@ from glassformer.config import (
 )
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
+from glassformer.formats.quantization import take_quantization
 
 COMMON_KEYS = {
     "architectures": ["..."], "bos_token_id": 1, "eos_token_id": [2, 3], "initializer_range": 0.02,
@@ -27,7 +28,9 @@ COMMON_KEYS = {
 
 
 def published(**keys):
-    return read_config(COMMON_KEYS | keys, "config.json")
+    raw = COMMON_KEYS | keys
+    take_quantization(raw, "config.json")
+    return read_config(raw, "config.json")
 
 
 def test_llama_3_1_8b():
@@ -303,7 +306,6 @@ def test_experts_in_every_other_layer():
         ("deepseek_v2", {"qk_head_dim": 15}, "qk_head_dim = 15 is not supported, only 14"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False is not supported"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported"),
-        ("deepseek_v2", {"quantization_config": {"quant_method": "fp8"}}, "fp8 with weight_block_size None"),
     ],
     ids=str,
 )
@@ -403,22 +405,27 @@ def test_redundant_key_is_accepted_only_with_its_default(family, keys, allowed):
             read_config(raw | keys, "config.json")
 
 
-@pytest.mark.parametrize(("key", "settings", "named"), [
-    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-    ("quantization_config", {"load_in_8bit": True}, "bitsandbytes"),
-    ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
-    ("quantization_config", {"bits": 4, "desc_act": False}, "gptq"),
-    ("quantization_config", {"quant_method": "awq", "zero_point": True}, "awq"),
-    ("quantization_config", {"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
-    ("quantization_config", {"quant_method": "fp8"}, "fp8 with weight_block_size None"),
-    ("quantization_config", {"quant_method": "mxfp4"}, "mxfp4"),
-    ("quantization_config", {"quant_method": 7}, "7"),
-    ("quantization_config", "int4", "'int4'"),
-    ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
+UNREADABLE = r"the weights are quantized by {}, which .*, or a GGUF"
+
+
+@pytest.mark.parametrize(("key", "settings", "why"), [
+    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, UNREADABLE.format("bitsandbytes")),
+    ("quantization_config", {"load_in_8bit": True}, UNREADABLE.format("bitsandbytes")),
+    ("quantization_config", {"quant_method": "gptq", "bits": 4}, "'group_size' is missing"),
+    ("quantization_config", {"bits": 2, "desc_act": False}, "bits = 2 is not supported, only 4, 8"),  # GPTQ
+    ("quantization_config", {"bits": 8, "zero_point": True}, "bits = 8 is not supported, only 4"),  # AWQ
+    ("quantization_config", {"config_groups": {}}, "config_groups must map names"),
+    ("quantization_config", {"quant_method": "fp8"}, r"weight_block_size must be .* got None"),
+    ("quantization_config", {"quant_method": 7}, UNREADABLE.format("7")),
+    ("quantization_config", "int4", UNREADABLE.format("'int4'")),
+    ("compression_config", {"config_groups": {}}, UNREADABLE.format("compressed-tensors")),
+    ("quantization", {"group_size": 64, "bits": 4}, UNREADABLE.format("MLX")),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("ignore", [(), ("quantization_config", "quantization")])
-def test_unsupported_quantization_raises(key, settings, named, ignore):
+def test_unsupported_quantization_raises(key, settings, why, ignore):
     """`--ignore-key` has no effect here: it would load numbers without their scales."""
     raw = write_config(CONFIGS["qwen3"]()) | {key: settings}
-    with pytest.raises(ConfigError, match=rf"the weights are quantized by {named}, which .*, or a GGUF"):
+    with pytest.raises(ConfigError, match=rf"config.json: {key}: .*{why}"):
+        take_quantization(dict(raw), "config.json", ignore)
+    with pytest.raises(ConfigError, match=f"does not understand: {key}"):
         read_config(raw, "config.json", ignore)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from glassformer.atomic import replacing
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.formats.gguf.metadata import gguf_family, write_metadata
+from glassformer.formats.gguf.quantize import CHUNK, quantize
+from glassformer.formats.gguf.tensor_types import FILE_TYPES, tensor_types
 from glassformer.formats.save import GgufKind
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 
 KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
-FLOAT32_TENSORS = ("_norm.", "position_embd.", "ffn_gate_inp.", "token_types.", "attn_rel_b.")
 HEADS = ("pooler", "next_sentence", "head")
-CHUNK = 1 << 20  # numbers quantized at a time
+Progress = Callable[[int, int], None]  # called with the numbers stored so far, and all of them
 
 
 def save_gguf(
@@ -33,28 +35,36 @@ def save_gguf(
     kind: GgufKind = "F16",
     *,
     extra: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Write a GGUF file atomically.
-
-    Matrices are stored as `kind`, or as F16 if their row length is not a multiple of its block size; other tensors are
-    stored as float32. An encoder is stored without its pooler and heads: see `left_out`.
+    """Write a GGUF file atomically. An encoder is stored without its pooler and heads: see `left_out`.
 
     Args:
-        kind: the type of the stored matrices.
+        kind: the kind of file, which decides the type of each tensor: see `tensor_types.py`.
         extra: more metadata, such as the tokenizer's.
+        progress: called after each chunk of weights.
 
     Raises:
         ConfigError: the format cannot describe the model.
-        CheckpointError: the file cannot be written, or the disk is full.
+        CheckpointError: the file cannot be written, the disk is full, or the type of a matrix cannot store its weights.
     """
     path = Path(path)
     if kind not in KINDS:
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     architecture, metadata, vectors = write_metadata(model.config)
-    metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
+    metadata |= {"general.file_type": FILE_TYPES[kind].number, "general.quantization_version": 2}
     parameters = _stored_parameters(model)
     mappings = map_tensors(gguf_family(family_of(model.config)), model.config, parameters)
-    kinds = [_stored_type(mapping, parameters, kind) for mapping in mappings]
+    shapes = {mapping.tensor_name: mapping.shape(parameters) for mapping in mappings}
+    types = tensor_types(shapes, kind, metadata)
+    done, total = 0, sum(map(math.prod, shapes.values()))
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, total)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,18 +76,17 @@ def save_gguf(
                 _add(writer, key, value)
             for name, values in vectors.items():
                 size = 4 * len(values)
-                writer.add_tensor_info(name, (len(values),), np.dtype(np.float32), size, gguf.GGMLQuantizationType.F32)
-            for mapping, stored in zip(mappings, kinds, strict=True):
-                shape = mapping.shape(parameters)
-                nbytes = gguf.quants.quant_shape_to_byte_shape(shape, stored)
-                writer.add_tensor_info(mapping.tensor_name, shape, np.dtype(np.float32), int(np.prod(nbytes)), stored)
+                writer.add_tensor_info(name, (len(values),), np.dtype(np.float32), size, GGMLQuantizationType.F32)
+            for name, shape in shapes.items():
+                nbytes = math.prod(gguf.quants.quant_shape_to_byte_shape(shape, types[name]))
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, types[name])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for values in vectors.values():
                 writer.write_tensor_data(np.array(values, np.float32))
-            for mapping, stored in zip(mappings, kinds, strict=True):
-                writer.write_tensor_data(_encode(mapping.join(parameters), stored))
+            for mapping in mappings:
+                writer.write_tensor_data(_encode(mapping, parameters, types[mapping.tensor_name], advance))
         finally:
             writer.close()
 
@@ -97,15 +106,6 @@ def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder) -> dict[st
     return parameters
 
 
-def _stored_type(mapping: TensorMapping, parameters: dict[str, Tensor], kind: str) -> gguf.GGMLQuantizationType:
-    """Return the type of a stored tensor. Norms, biases, routers and position tables are small and stay float32."""
-    shape, name = mapping.shape(parameters), mapping.tensor_name
-    if len(shape) == 1 or not name.endswith(".weight") or any(part in name for part in FLOAT32_TENSORS):
-        return gguf.GGMLQuantizationType.F32
-    fits = shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == 0
-    return gguf.GGMLQuantizationType[kind if fits else "F16"]
-
-
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if key == "general.architecture":
         return  # GGUFWriter adds it
@@ -121,12 +121,17 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_uint32(key, value)
 
 
-def _encode(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """Return a tensor as the bytes of a GGUF type, quantized in chunks."""
-    tensor = tensor.cpu()
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(kind.name)
-    if dtype is not None:
-        return tensor.to(dtype).view(torch.uint8).numpy()
+def _encode(
+    mapping: TensorMapping, parameters: dict[str, Tensor], kind: GGMLQuantizationType, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Return a tensor as the bytes of a GGUF type, in chunks. `advance` is called with the size of each chunk."""
+    tensor = mapping.join(parameters).cpu()
     rows = tensor.view(-1, tensor.shape[-1])
-    chunks = rows.split(max(1, CHUNK // rows.shape[1]))
-    return np.concatenate([gguf.quants.quantize(chunk.float().numpy(), kind) for chunk in chunks])
+    chunks = []
+    for chunk in rows.split(max(1, CHUNK // max(1, rows.shape[1]))):
+        try:
+            chunks.append(quantize(chunk, kind))
+        except ValueError as error:
+            raise CheckpointError(f"{mapping.tensor_name} cannot be stored as {kind.name}: {error}") from None
+        advance(chunk.numel())
+    return torch.cat(chunks).numpy()

@@ -14,7 +14,8 @@
 #define FEW_ROWS 3
 #define BLOCK_OUT 24  /* outputs of a block */
 #define BLOCK_IN 1024 /* inputs of a block */
-#define BLOCK_ROWS 256
+#define MAX_BLOCK_ROWS 256
+#define ORDERED_BYTES (2 << 20) /* of the rows of a block, in the order of the lanes */
 #define MAX_IN 65536
 
 INLINE const char *matrix_row(const Op *op, int o) {
@@ -69,10 +70,12 @@ INLINE void few_rows(const Op *op, int format, int rows, int outs, const float *
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < outs; c++) sums[r][c] = f8_zero();
     for (int c = 0; c < outs; c++) w[c] = matrix_row(op, o + c);
+    size_t row_bytes = (size_t)(matrix_row(op, 1) - matrix_row(op, 0)), ahead = (size_t)outs * row_bytes;
     for (int k = 0; k < whole; k += 16)
         for (int c = 0; c < outs; c++) {
             f8 part[2];
             widen16(format, w[c], k, part);
+            if (format == GF_F32 || k % 32 == 0) prefetch(w[c] + ahead + (size_t)k * row_bytes / (size_t)op->n_in);
             for (int r = 0; r < rows; r++) {
                 sums[r][c] = f8_fma(part[0], f8_load(x + r * stride + k), sums[r][c]);
                 sums[r][c] = f8_fma(part[1], f8_load(x + r * stride + k + 8), sums[r][c]);
@@ -120,42 +123,41 @@ INLINE void tile_rows(int rows, const float *x, size_t stride, const float *w, s
     for (; c < outs; c++) tile(rows, 1, x, stride, w + c * w_stride, w_stride, n, kept + c);
 }
 
-/* scratch: sums [BLOCK_ROWS][BLOCK_OUT] | widened weights [BLOCK_OUT][BLOCK_IN] | x [BLOCK_ROWS][BLOCK_IN] */
+/* scratch: sums [MAX_BLOCK_ROWS][BLOCK_OUT] | widened weights [BLOCK_OUT][BLOCK_IN] | x of ORDERED_BYTES */
 static void many_rows(const Op *op, int format, int begin, int end, void *scratch) {
     f8 *sums = scratch;
-    float *wide = (float *)(sums + BLOCK_ROWS * BLOCK_OUT), *ordered = wide + BLOCK_OUT * BLOCK_IN;
-    int n_in = op->n_in;
-    for (int row = 0; row < op->rows; row += BLOCK_ROWS) {
-        int rows = op->rows - row < BLOCK_ROWS ? op->rows - row : BLOCK_ROWS;
+    float *wide = (float *)(sums + MAX_BLOCK_ROWS * BLOCK_OUT), *ordered = wide + BLOCK_OUT * BLOCK_IN;
+    int n_in = op->n_in, padded_in = (n_in + 15) & ~15;
+    int block_rows = (ORDERED_BYTES / 4 / padded_in) & ~3;
+    if (block_rows > MAX_BLOCK_ROWS) block_rows = MAX_BLOCK_ROWS;
+    for (int row = 0; row < op->rows; row += block_rows) {
+        int rows = op->rows - row < block_rows ? op->rows - row : block_rows;
+        const float *x = (const float *)op->x + (size_t)row * (size_t)n_in;
+        size_t stride = (size_t)n_in;
+        if (format == GF_BF16 || padded_in != n_in) {
+            for (int r = 0; r < rows; r++) order_lanes(format, x + r * stride, ordered + (size_t)r * (size_t)padded_in, n_in);
+            x = ordered, stride = (size_t)padded_in;
+        }
         for (int o = begin; o < end; o += BLOCK_OUT) {
             int outs = end - o < BLOCK_OUT ? end - o : BLOCK_OUT;
             for (int i = 0; i < rows * BLOCK_OUT; i++) sums[i] = f8_zero();
-            for (int k = 0; k < n_in; k += BLOCK_IN) {
-                int n = n_in - k < BLOCK_IN ? n_in - k : BLOCK_IN, padded = (n + 15) & ~15;
-                const float *w = wide;
-                size_t w_stride = BLOCK_IN;
-                if (format == GF_F32 && padded == n) {
-                    w = (const float *)matrix_row(op, o) + k, w_stride = (size_t)n_in;
-                } else {
+            for (int k = 0; k < padded_in; k += BLOCK_IN) {
+                int n = padded_in - k < BLOCK_IN ? padded_in - k : BLOCK_IN, r = 0;
+                const float *w = (const float *)matrix_row(op, o) + k;
+                size_t w_stride = (size_t)n_in;
+                if (format != GF_F32 || padded_in != n_in) {
                     for (int c = 0; c < outs; c++)
                         for (int j = 0; j < n; j += 16) {
                             f8 part[2];
-                            if (j + 16 <= n) widen16(format, matrix_row(op, o + c), k + j, part);
+                            if (k + j + 16 <= n_in) widen16(format, matrix_row(op, o + c), k + j, part);
                             else widen_tail(format, matrix_row(op, o + c), k + j, n_in, part);
                             f8_store(wide + c * BLOCK_IN + j, part[0]);
                             f8_store(wide + c * BLOCK_IN + j + 8, part[1]);
                         }
+                    w = wide, w_stride = BLOCK_IN;
                 }
-                const float *x = (const float *)op->x + (size_t)row * (size_t)n_in + k;
-                size_t stride = (size_t)n_in;
-                if (format == GF_BF16 || padded != n) {
-                    if (o == begin || n_in > BLOCK_IN) /* otherwise it is there from the block before */
-                        for (int r = 0; r < rows; r++) order_lanes(format, x + r * stride, ordered + r * BLOCK_IN, n);
-                    x = ordered, stride = BLOCK_IN;
-                }
-                int r = 0;
-                for (; r + 4 <= rows; r += 4) tile_rows(4, x + r * stride, stride, w, w_stride, outs, padded, sums + r * BLOCK_OUT);
-                for (; r < rows; r++) tile_rows(1, x + r * stride, stride, w, w_stride, outs, padded, sums + r * BLOCK_OUT);
+                for (; r + 4 <= rows; r += 4) tile_rows(4, x + r * stride + k, stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
+                for (; r < rows; r++) tile_rows(1, x + r * stride + k, stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
             }
             for (int r = 0; r < rows; r++)
                 for (int c = 0; c < outs; c++) finish(op, row + r, o + c, f8_sum(sums[r * BLOCK_OUT + c]));

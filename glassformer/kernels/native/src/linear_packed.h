@@ -22,6 +22,7 @@
 #define FEW_PACKED 7
 #define TILE_GROUPS 16
 #define TILE_ROWS 256
+#define PREFETCH 2048 /* bytes */
 
 static const int8_t iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -56,43 +57,31 @@ INLINE size_t super_offset(int f, int g) {
     return (size_t)(g / SUPER) * (size_t)(SUPER * group_bytes(f) + super_bytes(f));
 }
 
-/* The integer weights of a group, CHUNKS x 32 bytes: signed for int8 and tables, otherwise unsigned. */
-INLINE void unpack(int f, const uint8_t *record, i8 w[CHUNKS]) {
+/* The integer weights of chunks 2c and 2c + 1 of a group: signed for int8 and tables, otherwise unsigned. */
+INLINE void unpack(int f, const uint8_t *record, int c, i8 w[2]) {
     const uint8_t *p = record + scale_bytes(f);
-    const i8 low = i8_set_bytes(15);
+    const i8 low = i8_set_bytes(15), one = i8_set_bytes(16), two = i8_set_bytes(48);
     if (is_int8(f)) {
-        for (int c = 0; c < CHUNKS; c++) w[c] = i8_load(p + 32 * c);
+        w[0] = i8_load(p + 64 * c), w[1] = i8_load(p + 64 * c + 32);
         return;
     }
-    for (int c = 0; c < 4; c++) {
-        i8 both = i8_load(p + 32 * c);
-        w[2 * c] = b32_and(both, low);
-        w[2 * c + 1] = b32_and(b32_shift_right(both, 4), low);
-    }
-    if (is_5bit(f)) {
-        const i8 one = i8_set_bytes(16);
+    i8 both = i8_load(p + 32 * c);
+    w[0] = b32_and(both, low), w[1] = b32_and(b32_shift_right(both, 4), low);
+    if (is_table(f)) {
+        const int8_t *table = f == GF_MXFP4 ? fp4_table : iq4_table;
+        w[0] = b32_table(table, w[0]), w[1] = b32_table(table, w[1]);
+    } else if (is_5bit(f)) { /* bit c of a byte belongs to chunk c */
         i8 high = i8_load(p + 128);
-        w[0] = b32_or(w[0], b32_and(b32_shift_left(high, 4), one));
-        w[1] = b32_or(w[1], b32_and(b32_shift_left(high, 3), one));
-        w[2] = b32_or(w[2], b32_and(b32_shift_left(high, 2), one));
-        w[3] = b32_or(w[3], b32_and(b32_shift_left(high, 1), one));
-        w[4] = b32_or(w[4], b32_and(high, one));
-        w[5] = b32_or(w[5], b32_and(b32_shift_right(high, 1), one));
-        w[6] = b32_or(w[6], b32_and(b32_shift_right(high, 2), one));
-        w[7] = b32_or(w[7], b32_and(b32_shift_right(high, 3), one));
+        i8 first = c == 0 ? b32_shift_left(high, 4) : c == 1 ? b32_shift_left(high, 2) : c == 2 ? high : b32_shift_right(high, 2);
+        i8 second = c == 0 ? b32_shift_left(high, 3) : c == 1 ? b32_shift_left(high, 1)
+                  : c == 2 ? b32_shift_right(high, 1) : b32_shift_right(high, 3);
+        w[0] = b32_or(w[0], b32_and(first, one)), w[1] = b32_or(w[1], b32_and(second, one));
+    } else if (f == GF_Q6K) { /* bits 2s and 2s + 1 of a byte of chunk h belong to chunk 4h + s */
+        i8 high = i8_load(p + 128 + 32 * (c / 2));
+        i8 first = c % 2 == 0 ? b32_shift_left(high, 4) : high;
+        i8 second = c % 2 == 0 ? b32_shift_left(high, 2) : b32_shift_right(high, 2);
+        w[0] = b32_or(w[0], b32_and(first, two)), w[1] = b32_or(w[1], b32_and(second, two));
     }
-    if (f == GF_Q6K) {
-        const i8 two = i8_set_bytes(48);
-        for (int c = 0; c < 2; c++) {
-            i8 high = i8_load(p + 128 + 32 * c);
-            w[4 * c] = b32_or(w[4 * c], b32_and(b32_shift_left(high, 4), two));
-            w[4 * c + 1] = b32_or(w[4 * c + 1], b32_and(b32_shift_left(high, 2), two));
-            w[4 * c + 2] = b32_or(w[4 * c + 2], b32_and(high, two));
-            w[4 * c + 3] = b32_or(w[4 * c + 3], b32_and(b32_shift_right(high, 2), two));
-        }
-    }
-    if (is_table(f))
-        for (int c = 0; c < CHUNKS; c++) w[c] = b32_table(f == GF_MXFP4 ? fp4_table : iq4_table, w[c]);
 }
 
 /* The scales of a group, one for each output, and the minimum. */
@@ -124,41 +113,53 @@ INLINE i8 four_bytes(const int8_t *x) {
     return i8_set(bytes);
 }
 
-/* The exact integer sum of a group for one row; halves: the sums of x over the first and the last 16 inputs. */
-INLINE i8 group_sum(int f, const uint8_t *record, const i8 w[CHUNKS], const int8_t *x, const int32_t halves[2]) {
-    i8 sum[2] = {i8_zero(), i8_zero()};
-    if (is_int8(f) || (is_table(f) && f != GF_MXFP4)) {
-        for (int c = 0; c < CHUNKS; c++)
-            sum[0] = i8_add(sum[0], i8_pair_sums(h16_pairs(b32_abs(w[c]), b32_sign(four_bytes(x + 4 * c), w[c]))));
-        return sum[0];
-    }
-    if (f == GF_MXFP4) {
-        for (int c = 0; c < CHUNKS; c++)
-            sum[0] = h16_add(sum[0], h16_pairs(b32_abs(w[c]), b32_sign(four_bytes(x + 4 * c), w[c])));
-        return i8_pair_sums(sum[0]);
-    }
-    if (f == GF_Q6K) {
-        for (int h = 0; h < 2; h++) {
-            for (int c = 4 * h; c < 4 * h + 4; c += 2)
-                sum[h] = i8_add(sum[h], i8_pair_sums(h16_add(h16_pairs(w[c], four_bytes(x + 4 * c)),
-                                                             h16_pairs(w[c + 1], four_bytes(x + 4 * c + 4)))));
-            sum[h] = i8_mul(i8_sub(sum[h], i8_set(32 * halves[h])), i8_load_s8((const int8_t *)record + 8 * h));
+/* Integers that fit maddubs and a sum of 16-bit numbers for a complete group. */
+INLINE int sums_in_16_bits(int f) { return !is_int8(f) && !is_5bit(f) && f != GF_Q6K && (!is_table(f) || f == GF_MXFP4); }
+
+/* w[i] x[i] for bytes, in pairs, as int16. */
+INLINE i8 pairs(int f, i8 w, i8 x) {
+    return is_int8(f) || is_table(f) ? h16_pairs(b32_abs(w), b32_sign(x, w)) : h16_pairs(w, x);
+}
+
+/* The exact integer sums of a group, for some rows. x: the group of the first row, `stride` bytes apart; halves: for each
+   row, the sums of x over the first and the last 16 inputs, `halves_stride` apart. */
+INLINE void group_sums(int f, int rows, const uint8_t *record, const int8_t *x, size_t stride, const int32_t *halves,
+                       size_t halves_stride, i8 sums[4]) {
+    i8 half[4];
+    for (int r = 0; r < rows; r++) sums[r] = half[r] = i8_zero();
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        i8 w[2];
+        unpack(f, record, c, w);
+        for (int r = 0; r < rows; r++) {
+            i8 first = pairs(f, w[0], four_bytes(x + (size_t)r * stride + 8 * c));
+            i8 second = pairs(f, w[1], four_bytes(x + (size_t)r * stride + 8 * c + 4));
+            if (sums_in_16_bits(f)) {
+                sums[r] = h16_add(sums[r], h16_add(first, second));
+            } else if (is_5bit(f)) { /* two of the four steps fit in 16 bits */
+                half[r] = c % 2 == 0 ? h16_add(first, second) : h16_add(half[r], h16_add(first, second));
+                if (c % 2 == 1) sums[r] = i8_add(sums[r], i8_pair_sums(half[r]));
+            } else if (f == GF_Q6K) { /* the first 16 inputs in half, the last 16 in sums */
+                i8 sum = i8_pair_sums(h16_add(first, second));
+                if (c < 2) half[r] = i8_add(half[r], sum);
+                else sums[r] = i8_add(sums[r], sum);
+            } else {
+                sums[r] = i8_add(sums[r], i8_add(i8_pair_sums(first), i8_pair_sums(second)));
+            }
         }
-        return i8_add(sum[0], sum[1]);
     }
-    if (is_5bit(f)) {
-        for (int h = 0; h < 2; h++)
-            for (int c = 4 * h; c < 4 * h + 4; c++) sum[h] = h16_add(sum[h], h16_pairs(w[c], four_bytes(x + 4 * c)));
-        sum[0] = i8_add(i8_pair_sums(sum[0]), i8_pair_sums(sum[1]));
-    } else {
-        for (int c = 0; c < CHUNKS; c++) sum[0] = h16_add(sum[0], h16_pairs(w[c], four_bytes(x + 4 * c)));
-        sum[0] = i8_pair_sums(sum[0]);
+    for (int r = 0; r < rows; r++) {
+        int32_t low = halves[(size_t)r * halves_stride], high = halves[(size_t)r * halves_stride + 1];
+        i8 sum = sums_in_16_bits(f) ? i8_pair_sums(sums[r]) : sums[r];
+        if (f == GF_Q4) sum = i8_sub(sum, i8_set(8 * (low + high)));
+        if (f == GF_Q5) sum = i8_sub(sum, i8_set(16 * (low + high)));
+        if (f == GF_Q4Z) sum = i8_sub(sum, i8_mul(i8_load_u8(record + 32), i8_set(low + high)));
+        if (f == GF_Q6K) {
+            i8 first = i8_mul(i8_sub(half[r], i8_set(32 * low)), i8_load_s8((const int8_t *)record));
+            sum = i8_add(first, i8_mul(i8_sub(sum, i8_set(32 * high)), i8_load_s8((const int8_t *)record + 8)));
+        }
+        sums[r] = sum;
     }
-    int32_t x_sum = halves[0] + halves[1];
-    if (f == GF_Q4) return i8_sub(sum[0], i8_set(8 * x_sum));
-    if (f == GF_Q5) return i8_sub(sum[0], i8_set(16 * x_sum));
-    if (f == GF_Q4Z) return i8_sub(sum[0], i8_mul(i8_load_u8(record + 32), i8_set(x_sum)));
-    return sum[0];
 }
 
 /* Write the results of a panel for one row: sums + bias, plus residual. */
@@ -178,23 +179,24 @@ INLINE void finish_panel(const Op *op, int row, int o, f8 sums) {
     }
 }
 
+/* Some panels for `rows` rows. A panel is one stream of memory, and the next panel continues it. */
 INLINE void packed_rows(const Op *op, int f, int rows, const Activations *a, int row, int begin, int end) {
-    size_t bytes = panel_bytes(f, a->groups), n_in = (size_t)op->n_in, groups = (size_t)a->groups;
+    size_t n_in = (size_t)op->n_in, groups = (size_t)a->groups;
+    const uint8_t *record = (const uint8_t *)op->w + (size_t)(begin / PANEL) * panel_bytes(f, a->groups), *super = record;
     for (int o = begin; o < end; o += PANEL) {
-        const uint8_t *panel = (const uint8_t *)op->w + (size_t)(o / PANEL) * bytes;
         f8 y[4];
         for (int r = 0; r < rows; r++) y[r] = f8_zero();
-        for (size_t g = 0; g < groups; g++) {
-            const uint8_t *record = panel + group_offset(f, (int)g);
+        for (size_t g = 0; g < groups; g++, record += group_bytes(f)) {
+            if (super_bytes(f) && g % SUPER == 0) super = record, record += super_bytes(f);
+            for (int line = 0; line < group_bytes(f); line += 64) prefetch(record + PREFETCH + line);
+            size_t at = (size_t)row * groups + g;
+            i8 sums[4];
             f8 s, m = f8_zero();
-            i8 w[CHUNKS];
-            scales(f, panel + super_offset(f, (int)g), record, &s, &m);
-            unpack(f, record, w);
+            group_sums(f, rows, record, a->xq + (size_t)row * n_in + g * GROUP, n_in, a->halves + 2 * at, 2 * groups, sums);
+            scales(f, super, record, &s, &m);
             for (int r = 0; r < rows; r++) {
-                size_t x = (size_t)(row + r) * groups + g;
-                i8 sum = group_sum(f, record, w, a->xq + (size_t)(row + r) * n_in + g * GROUP, a->halves + 2 * x);
-                y[r] = f8_fma(f8_from_int(sum), f8_mul(s, f8_set(a->xs[x])), y[r]);
-                if (has_minimum(f)) y[r] = f8_fma(m, f8_set(a->sx[x]), y[r]);
+                y[r] = f8_fma(f8_from_int(sums[r]), f8_mul(s, f8_set(a->xs[at + (size_t)r * groups])), y[r]);
+                if (has_minimum(f)) y[r] = f8_fma(m, f8_set(a->sx[at + (size_t)r * groups]), y[r]);
             }
         }
         for (int r = 0; r < rows; r++) finish_panel(op, row + r, o, y[r]);
@@ -217,7 +219,8 @@ INLINE void unpack_tile(int f, const uint8_t *panels[2], int g, int n, Tile *til
             i8 w[CHUNKS];
             tile->m[i][p] = f8_zero();
             scales(f, panels[p] + super_offset(f, g + i), record, &tile->s[i][p], &tile->m[i][p]);
-            unpack(f, record, w);
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) unpack(f, record, c, w + 2 * c);
             if (tiles_of_bytes(f)) {
                 for (int c = 0; c < CHUNKS; c++) i8_store(tile->w[i] + 64 * c + 32 * p, w[c]);
                 tile->zero[i][p] = f == GF_Q4 ? i8_set(8) : f == GF_Q4Z ? i8_load_u8(record + 32) : i8_zero();

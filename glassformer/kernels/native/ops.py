@@ -1,0 +1,89 @@
+"""Call the native kernels on tensors. All values are float32 on the CPU; matrices also bfloat16, float16 or packed.
+
+A call runs a list of operations (`Op`, the struct of src/op.h) on PyTorch's threads, with a barrier after each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.kernels.native.library import load_library
+from glassformer.kernels.packed import FORMATS, GROUP, PackedMatrix
+
+QUANTIZE, LINEAR = range(2)
+FLOAT_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+PACKED_FORMATS = {name: len(FLOAT_FORMATS) + i for i, name in enumerate(FORMATS)}
+SMALL = 1 << 15  # multiplications; below, one thread is faster than the barriers of several
+
+
+class Op(ctypes.Structure):
+    """One operation; pointers are addresses. src/op.h explains the fields."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("format", ctypes.c_int32),
+        ("no_barrier", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("n_in", ctypes.c_int32),
+        ("n_out", ctypes.c_int32),
+        ("x", ctypes.c_void_p),
+        ("w", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("i", ctypes.c_int32 * 8),
+        ("f", ctypes.c_float * 4),
+        ("p", ctypes.c_void_p * 4),
+    )
+
+
+def run(ops: Sequence[Op], n_threads: int | None = None) -> None:
+    """Run operations in order. RuntimeError: there is no memory for the threads."""
+    library = load_library()
+    assert library is not None, "the native kernels are not available"
+    failed = library.gf_run((Op * len(ops))(*ops), len(ops), n_threads or torch.get_num_threads())
+    if failed:
+        raise RuntimeError("there is no memory for the native kernels")
+
+
+def linear(
+    x: Float[Tensor, "*B I"],
+    matrix: Float[Tensor, "O I"] | PackedMatrix,
+    bias: Float[Tensor, "O"] | None = None,
+    residual: Float[Tensor, "*B O"] | None = None,
+    n_threads: int | None = None,
+) -> Float[Tensor, "*B O"]:
+    """Return x W^T + bias (+ residual). A row of the result has the same bits whatever the other rows and threads."""
+    n_out, n_in = matrix.shape
+    x = x.to(torch.float32).contiguous()
+    rows = x.numel() // n_in if n_in else 0
+    y = torch.empty(*x.shape[:-1], n_out)
+    if y.numel() == 0:
+        return y
+    values = [None if value is None else value.to(torch.float32).contiguous() for value in (bias, residual)]
+    common: dict[str, Any] = {"rows": rows, "n_in": n_in, "n_out": n_out, "y": y.data_ptr()}
+    common |= {name: value.data_ptr() for name, value in zip(("bias", "residual"), values, strict=True) if value is not None}
+    if rows * n_in * n_out < SMALL:
+        n_threads = 1
+    if isinstance(matrix, PackedMatrix):
+        activations = torch.empty(activation_bytes(rows, n_in), dtype=torch.uint8)
+        quantize = Op(kind=QUANTIZE, rows=rows, n_in=n_in, x=x.data_ptr(), y=activations.data_ptr())
+        product = Op(
+            kind=LINEAR, format=PACKED_FORMATS[matrix.format], x=activations.data_ptr(), w=matrix.data.data_ptr(), **common
+        )
+        run([quantize, product], n_threads)
+        return y
+    weight = matrix.contiguous()
+    run([Op(kind=LINEAR, format=FLOAT_FORMATS[weight.dtype], x=x.data_ptr(), w=weight.data_ptr(), **common)], n_threads)
+    return y
+
+
+def activation_bytes(rows: int, n_in: int) -> int:
+    """Return the size of quantized activations (src/activations.h)."""
+    return rows * (3 * n_in + 16 * (n_in // GROUP))
