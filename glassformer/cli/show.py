@@ -47,9 +47,10 @@ def show(
     from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
-    from glassformer.formats.load import account, meta_parameters
+    from glassformer.formats.load import account, meta_parameters, quantized_matrices
     from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
+    from glassformer.kernels.packed_linear import runs_packed
     from glassformer.kernels.placement import choose_placement
 
     found = find_model(model, offline=offline)
@@ -64,7 +65,10 @@ def show(
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
         sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
-    placement = choose_placement("auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    placement = choose_placement(
+        "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
+        quantized=quantized_matrices(checkpoint), packs=runs_packed(),
+    )  # fmt: skip
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
