@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress
+from glassformer.counted import counted
 from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {facts['threads']} threads, torch {facts['torch']}"
+    threads = counted(facts["threads"], "thread")
+    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {threads}, torch {facts['torch']}"
     head += ", CPU time" if facts["clock"] == "cpu" else ""
     out.print(head, markup=False)
     for choice in facts["choices"]:

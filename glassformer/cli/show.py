@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json
+from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.formats.checkpoint import Checkpoint
@@ -141,9 +142,11 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("parameters", f"{total:,}")
     for part, n in facts["parts"].items():
         table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
-    table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    table.add_row("stored", ", ".join(f"{counted(n, 'tensor')} {kind}" for kind, n in facts["stored"].items()))
     if left := facts["not read"]:
-        table.add_row("not read", f"{len(left):,} tensors: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}")
+        table.add_row(
+            "not read", f"{counted(len(left), 'tensor')}: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}"
+        )
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
@@ -157,7 +160,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
-    templates = [f"{name} ({len(text):,} characters)" for name, text in facts["chat_templates"].items()]
+    templates = [f"{name} ({counted(len(text), 'character')})" for name, text in facts["chat_templates"].items()]
     table.add_row("chat templates", ", ".join(templates) or "none")
     for part in ("sentence", "config"):
         for i, (key, value) in enumerate(facts.get(part, {}).items()):

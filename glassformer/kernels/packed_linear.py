@@ -163,6 +163,11 @@ class ModelWeights(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
+def rounding_of(*layers: Any) -> str:
+    """Return what to add to an identity that compares W x with the forward pass: "" unless a matrix is packed."""
+    return ", where x has 8 bits in the forward pass" if any(isinstance(layer, PACKED) for layer in layers) else ""
+
+
 def weight_shape(layer: Any) -> tuple[int, int]:
     """Return [rows, columns] of a layer's matrix."""
     n_out, n_in = layer.matrix.shape if isinstance(layer, PACKED) else layer.weight.shape

@@ -18,7 +18,7 @@ from glassformer.errors import RequestError
 from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.direct_path import DirectPath, FrozenNorm, why_no_direct_path
-from glassformer.kernels.packed_linear import weight_rows
+from glassformer.kernels.packed_linear import rounding_of, weight_rows
 
 STREAM = ("resid_mid", "resid_cross", "resid_post")
 SUM = "|sum of all shares - difference of the logits|"
@@ -116,7 +116,7 @@ def attribution(
     code = f"t.attribution(position={where}, target={one}, rival={other})"
     return Attribution(
         where, tokens[0], tokens[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant,
-        of_edits, Receipt(code, SUM, larger(abs(total - raw), off)),
+        of_edits, Receipt(code, SUM + rounding_of(*t.model.modules()), larger(abs(total - raw), off)),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from glassformer.inspect.views.layer import (
     values_at,
 )
 from glassformer.inspect.views.result import off
-from glassformer.kernels.packed_linear import weight_rows
+from glassformer.kernels.packed_linear import rounding_of, weight_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()
     total = parts.sum(0) if bias is None else parts.sum(0) + bias
     square = (out @ out).clamp(min=1e-30)
-    receipt = Receipt(f't["{name}.heads"][{position}]', "max |sum of heads + bias - attn.out|", off(total, out))
+    identity = f"max |sum of heads + bias - attn.out|{rounding_of(attention.o)}"
+    receipt = Receipt(f't["{name}.heads"][{position}]', identity, off(total, out))
     bias_share = 0.0 if bias is None else (bias @ out / square).item()
     return Heads(layer, position, z, parts, bias, out, parts.norm(dim=-1), parts @ out / square, bias_share, receipt)
 

@@ -68,21 +68,15 @@ def linear(
         return y
     values = [None if value is None else value.to(torch.float32).contiguous() for value in (bias, residual)]
     common: dict[str, Any] = {"rows": rows, "n_in": n_in, "n_out": n_out, "y": y.data_ptr()}
-    common |= {
-        name: value.data_ptr() for name, value in zip(("bias", "residual"), values, strict=True) if value is not None
-    }
+    given = zip(("bias", "residual"), values, strict=True)
+    common |= {name: value.data_ptr() for name, value in given if value is not None}
     if rows * n_in * n_out < SMALL:
         n_threads = 1
     if isinstance(matrix, PackedMatrix):
         activations = torch.empty(activation_bytes(rows, n_in), dtype=torch.uint8)
         quantize = Op(kind=QUANTIZE, rows=rows, n_in=n_in, x=x.data_ptr(), y=activations.data_ptr())
-        product = Op(
-            kind=LINEAR,
-            format=PACKED_FORMATS[matrix.format],
-            x=activations.data_ptr(),
-            w=matrix.data.data_ptr(),
-            **common,
-        )
+        number = PACKED_FORMATS[matrix.format]
+        product = Op(kind=LINEAR, format=number, x=activations.data_ptr(), w=matrix.data.data_ptr(), **common)
         run([quantize, product], n_threads)
         return y
     weight = matrix.contiguous()
