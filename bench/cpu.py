@@ -2,13 +2,15 @@
 
     GLASSFORMER_LLAMA_CPP=build/llama-cpp/bin/python \\
     python bench/cpu.py [--model 124M 362M 1.24B] [--format F32 BF16 Q8_0 Q4_0 Q4_K_M]
-                        [--work decode batch-8 batch-32 prefill-256 prefill-1024] [--rounds 3] [--threads 2] [--json]
+                        [--work decode batch-8 batch-32 prefill-256 prefill-1024]
+                        [--rounds 3] [--threads 2] [--clock cpu] [--json]
 
 Writes a model with random weights once per size and format, as a GGUF file in --folder, which Glassformer and llama.cpp
 run; transformers runs the same weights in float32 and bfloat16. All take turns within one run: see
 `glassformer/generate/speed.py`. Decoding starts after a prompt of 32 tokens, the prefill ends with the first token. A
 share is that of the measured rate of memory reads (decoding) or of float32 matrix products (prefill), for the weights
-as the file stores them. A format that Glassformer does not write is made by llama.cpp's quantizer.
+as the file stores them. Calls and barriers are those of the native kernels per forward pass. A format that Glassformer
+does not write is made by llama.cpp's quantizer.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from glassformer.families.common.shape import ShapeConfig
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.gguf.save import KINDS
 from glassformer.formats.save import save_model
-from glassformer.generate.limits import Limits, measure_limits, resident_bytes
+from glassformer.generate.limits import CLOCKS, Limits, measure_limits, resident_bytes
 from glassformer.generate.llama_cpp_process import NAME, VARIABLE, LlamaCpp, export, find_interpreter
 from glassformer.generate.speed import OURS, ModelSize, Run, Timing, Workload, measure, report, run_of
 from glassformer.kernels.cpu import NOTABLE_FEATURES, cpu_features, cpu_name
@@ -90,11 +92,12 @@ def gguf_file(name: str, kind: str, args: argparse.Namespace) -> Path:
     return temporary.rename(path)
 
 
-def hf_run(name: str, dtype: torch.dtype, folder: Path) -> Run:
+def hf_run(name: str, dtype: torch.dtype, args: argparse.Namespace) -> Run:
     """Return transformers' implementation, with the same weights."""
     import transformers
 
-    path = folder / f"{name}-{str(dtype).removeprefix('torch.')}"
+    now = CLOCKS[args.clock]
+    path = args.folder / f"{name}-{str(dtype).removeprefix('torch.')}"
     if not path.exists():
         save_model(random_model(MODELS[name]), path, dtype=dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
@@ -103,10 +106,10 @@ def hf_run(name: str, dtype: torch.dtype, folder: Path) -> Run:
         ids, times = torch.tensor(prompts), []
 
         def stamp(*_, **__) -> Tensor:  # called after each token
-            times.append(time.perf_counter())
+            times.append(now())
             return torch.zeros(len(ids), dtype=torch.bool)
 
-        begin = time.perf_counter()
+        begin = now()
         found = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens + 1, do_sample=False, pad_token_id=0,
             eos_token_id=None, stopping_criteria=[stamp],
@@ -118,30 +121,30 @@ def hf_run(name: str, dtype: torch.dtype, folder: Path) -> Run:
 
 def measure_file(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the results of all workloads with one size and format."""
+    gc.collect()  # the model before
     path, cpu, results = gguf_file(name, kind, args), torch.device("cpu"), []
     size, before = ModelSize.of(open_checkpoint(path)), resident_bytes() or 0
     begin = time.perf_counter()
     lm = LanguageModel.load(path)
     facts = {"model": name, "format": kind, "file": path.stat().st_size, "load_seconds": time.perf_counter() - begin}
     facts["choices"] = {choice.what: choice.value for choice in lm.choices}
-    sides: dict[str, Run] = {OURS: run_of(lm.model)}
+    sides: dict[str, Run] = {OURS: run_of(lm.model, args.clock)}
     with ExitStack() as stack:
         other = None
         if args.interpreter:
-            other = stack.enter_context(LlamaCpp(path, args.interpreter, args.threads))
+            other = stack.enter_context(LlamaCpp(path, args.interpreter, args.threads, args.clock))
             sides[NAME] = other.run
         for key in args.work:
             run_of(lm.model)(WORKS[key].prompts(lm.config.vocab_size), 1)
             memory = (resident_bytes() or 0) - before
             if kind in HF_DTYPES and args.transformers and "transformers" not in sides:
-                sides["transformers"] = hf_run(name, HF_DTYPES[kind], args.folder)
+                sides["transformers"] = hf_run(name, HF_DTYPES[kind], args)
             done = measure(WORKS[key], sides, lm.config.vocab_size, rounds=args.rounds)
-            limits = measure_limits(cpu)
+            limits = measure_limits(cpu, args.clock)
             result = facts | {"limits": asdict(limits)} | report(done, limits, size)
             result["memory"] = {OURS: memory} | ({} if other is None else {NAME: other.memory})
             results.append(result)
             print(f"{name} {kind} {WORKS[key].name}", *cells(result)[3:], file=sys.stderr, sep=" | ")
-    gc.collect()
     return results
 
 
@@ -151,10 +154,12 @@ def cells(result: dict[str, Any]) -> list[str]:
     for side in (OURS, NAME, "transformers"):
         found = result["sides"].get(side)
         if found is None:
-            row += ["-"] * (2 if side == OURS else 3)
+            row += ["-"] * 3
             continue
         row += [f"{found['tokens_per_second']:,.1f}", f"{100 * found['share']:.0f}%"]
-        if side != OURS:
+        if side == OURS:
+            row.append(f"{found['native']['calls']:.0f}, {found['native']['barriers']:.0f}")
+        else:
             row.append(f"{found['ratio']:.2f}x ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})")
     return [*row, *(f"{result['memory'].get(side, 0) / 1e6:,.0f}" for side in (OURS, NAME))]
 
@@ -166,29 +171,53 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: CPU time of one thread, on a busy machine"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where the models are stored")
     parser.add_argument("--no-transformers", dest="transformers", action="store_false")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu measures one thread: add --threads 1")
     torch.set_num_threads(args.threads)
     try:
         args.interpreter = find_interpreter(os.environ.get(VARIABLE))
     except ConfigError as error:
         print(f"without {NAME}: {error}", file=sys.stderr)
         args.interpreter = ""
+    made = [kind for kind in args.format if kind not in KINDS]
+    if made and not args.interpreter:
+        parser.error(
+            f"{NAME} makes files of the formats {', '.join(made)}: set {VARIABLE}, or choose others by --format"
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     results = [result for name in args.model for kind in args.format for result in measure_file(name, kind, args)]
     features = [name for name in NOTABLE_FEATURES if name in cpu_features()]
     best = Limits(*(max(result["limits"][rate] for result in results) for rate in ("memory_rate", "matrix_rate")))
-    head = {"cpu": cpu_name(), "features": features, "threads": args.threads, "torch": torch.__version__}
+    head = {"cpu": cpu_name(), "features": features, "torch": torch.__version__}
+    head |= {"threads": args.threads, "clock": args.clock}
     if args.json:
         print(json.dumps(head | {"limits": asdict(best), "rounds": args.rounds, "results": results}))
         return
-    print(f"{head['cpu']} ({' '.join(features)}), {args.threads} threads, torch {torch.__version__}")
     print(
-        f"memory {best.memory_rate / 1e9:.1f} GB/s, matrix {best.matrix_rate / 1e9:.0f} GFLOP/s; tokens/s, memory in MB"
+        f"{head['cpu']} ({' '.join(features)}), torch {torch.__version__}, {args.threads} threads, {args.clock} clock"
     )
-    columns = [OURS, "share", NAME, "share", "ratio", "transformers", "share", "ratio", "memory", f"{NAME}'s"]
+    rates = f"memory {best.memory_rate / 1e9:.1f} GB/s, matrix {best.matrix_rate / 1e9:.0f} GFLOP/s"
+    print(f"limits: {rates}. Speed in tokens/s, memory in MB.")
+    columns = [
+        OURS,
+        "share",
+        "calls, barriers",
+        NAME,
+        "share",
+        "ratio",
+        "transformers",
+        "share",
+        "ratio",
+        "memory",
+        f"{NAME}'s",
+    ]
     print("\n" + table(["model", "format", "work", *columns], [cells(result) for result in results]))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress
+from glassformer.counted import counted
 from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def bench(
     prompt_tokens: int = 32,
     new_tokens: int = 32,
     rounds: int = 3,
+    clock: Literal["wall", "cpu"] = "wall",
     compare: Literal["llama.cpp"] | None = None,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
@@ -56,6 +57,8 @@ def bench(
         Tokens to decode.
     rounds
         Rounds; medians are reported.
+    clock
+        `cpu` measures the CPU time of one thread, with `--threads 1`, for a machine that is busy with other work.
     compare
         `llama.cpp`: run the same weights in llama.cpp, in turns. Needs llama-cpp-python, in this environment or in that
         of the Python interpreter that GLASSFORMER_LLAMA_CPP names. A model that is no GGUF file is exported to one.
@@ -84,20 +87,22 @@ def bench(
     if not works:
         raise ConfigError(f"nothing to measure: no workload fits the model's context of {context} tokens")
     threads = torch.get_num_threads()
+    if clock == "cpu" and (threads != 1 or lm.device.type != "cpu"):
+        raise ConfigError(f"--clock cpu measures one CPU thread, got {threads} on {lm.device}: add --threads 1")
     with ExitStack() as stack, progress(quiet=json) as tick:
-        sides: dict[str, Run] = {OURS: run_of(lm.model)}
+        sides: dict[str, Run] = {OURS: run_of(lm.model, clock)}
         other = None
         if compare:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            other = stack.enter_context(LlamaCpp(_gguf_file(lm, folder), interpreter, threads))
+            other = stack.enter_context(LlamaCpp(_gguf_file(lm, folder), interpreter, threads, clock))
             sides[compare] = other.run
         done, memory = [], None
         for work in works:
             done.append(measure(work, sides, lm.config.vocab_size, rounds=rounds, tick=tick))
             after = resident_bytes()
             memory = after - before if memory is None and after and before else memory
-        chat = _time_chat(lm, rounds)
-    limits = measure_limits(lm.device)
+        chat = _time_chat(lm, rounds, clock)
+    limits = measure_limits(lm.device, clock)
     size = ModelSize.of(open_checkpoint(lm.path, ignore_key))
     facts = {
         "model": lm.path,
@@ -105,6 +110,7 @@ def bench(
         "cpu": cpu_name(),
         "features": [name for name in NOTABLE_FEATURES if name in cpu_features()],
         "threads": threads,
+        "clock": clock,
         "torch": torch.__version__,
         "choices": [asdict(choice) for choice in lm.choices],
         "limits": asdict(limits),
@@ -120,8 +126,9 @@ def bench(
         _print(facts)
 
 
-def _time_chat(lm: LanguageModel, rounds: int) -> dict[str, Any] | None:
+def _time_chat(lm: LanguageModel, rounds: int, clock: str) -> dict[str, Any] | None:
     """Measure the seconds from a message to the first token of the answer; None without a chat template."""
+    from glassformer.generate.limits import CLOCKS
     from glassformer.text.chat.chat_template import ChatTemplate
 
     if lm.tokenizer is None or not lm.tokenizer.chat_templates or lm.config.context_length <= CHAT_TOKENS:
@@ -129,11 +136,11 @@ def _time_chat(lm: LanguageModel, rounds: int) -> dict[str, Any] | None:
     template, message = ChatTemplate(lm.tokenizer), {"role": "user", "content": ""}
     while len(ids := template.encode([message], add_generation_prompt=True)) < CHAT_TOKENS:
         message["content"] += " ".join(["the"] * (CHAT_TOKENS - len(ids))) + "\n"
-    seconds = []
+    now, seconds = CLOCKS[clock], []
     for _ in range(rounds + 1):  # the first is warm-up
-        begin = time.perf_counter()
+        begin = now()
         next(lm.stream(template.encode([message], add_generation_prompt=True), max_tokens=1, temperature=0.0))
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(now() - begin)
     return {"prompt_tokens": len(ids), "seconds": seconds[1:]}
 
 
@@ -149,7 +156,11 @@ def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {facts['threads']} threads, torch {facts['torch']}"
+    from glassformer.generate.speed import OURS
+
+    threads = counted(facts["threads"], "thread")
+    head = f"{facts['cpu']} ({' '.join(facts['features'])}), {threads}, torch {facts['torch']}"
+    head += ", CPU time" if facts["clock"] == "cpu" else ""
     out.print(head, markup=False)
     for choice in facts["choices"]:
         out.print(f"{choice['what']}: {choice['value']}, {choice['because']}", markup=False)
@@ -165,6 +176,10 @@ def _print(facts: dict[str, Any]) -> None:
             cells += [f"{side['tokens_per_second']:,.1f}", _percent(side["share"]), ratio]
         table.add_row(work["name"], *cells)
     out.print(table)
+    native = facts["works"][0]["sides"][OURS].get("native")
+    if native and native["calls"]:
+        counts = ", ".join(f"{count:,.0f} {name}" for name, count in native.items())
+        out.print(f"native kernels per forward pass of {facts['works'][0]['name']}: {counts}")
     if chat := facts["chat"]:
         middle = statistics.median(chat["seconds"])
         out.print(f"first token of an answer to {chat['prompt_tokens']} tokens of a chat: {middle:.2f} s")

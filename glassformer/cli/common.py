@@ -17,6 +17,7 @@ from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from glassformer.counted import counted
 from glassformer.errors import ConfigError, DataError
 from glassformer.training.data.read_options import ReadOptions
 
@@ -101,12 +102,13 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         packaged = model in PACKAGED and not os.path.exists(model)
         dtype, device = str(found.dtype).removeprefix("torch."), found.device
         threads = torch.get_num_threads()
-        where = f"{device.type}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
+        where = f"{device.type}, {counted(threads, 'thread')}" if device.type == "cpu" else str(device)
         label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
         if left := found.left_out:
-            say(f"left out: {len(left)} tensors of other parts, {left[0]} to {left[-1]}: only text is processed")
+            tensors = f"{counted(len(left), 'tensor')} of other parts, {left[0]} to {left[-1]}"
+            say(f"left out: {tensors}: only text is processed")
     return found
 
 

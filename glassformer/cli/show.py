@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json
+from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.formats.checkpoint import Checkpoint
@@ -46,9 +47,10 @@ def show(
     from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
-    from glassformer.formats.load import account, meta_parameters
+    from glassformer.formats.load import account, meta_parameters, quantized_matrices
     from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
+    from glassformer.kernels.packed_linear import runs_packed
     from glassformer.kernels.placement import choose_placement
 
     found = find_model(model, offline=offline)
@@ -63,7 +65,10 @@ def show(
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
         sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
-    placement = choose_placement("auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    placement = choose_placement(
+        "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
+        quantized=quantized_matrices(checkpoint), packs=runs_packed(),
+    )  # fmt: skip
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -128,9 +133,11 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("parameters", f"{total:,}")
     for part, n in facts["parts"].items():
         table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
-    table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    table.add_row("stored", ", ".join(f"{counted(n, 'tensor')} {kind}" for kind, n in facts["stored"].items()))
     if left := facts["not read"]:
-        table.add_row("not read", f"{len(left):,} tensors: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}")
+        table.add_row(
+            "not read", f"{counted(len(left), 'tensor')}: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}"
+        )
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
@@ -140,7 +147,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
-    templates = [f"{name} ({len(text):,} characters)" for name, text in facts["chat_templates"].items()]
+    templates = [f"{name} ({counted(len(text), 'character')})" for name, text in facts["chat_templates"].items()]
     table.add_row("chat templates", ", ".join(templates) or "none")
     for part in ("sentence", "config"):
         for i, (key, value) in enumerate(facts.get(part, {}).items()):

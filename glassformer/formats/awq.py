@@ -13,25 +13,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.gptq import check_format, check_integer_keys, read_group_size
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    IntegerRows,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts
 from glassformer.formats.reader import TensorReader
 
 BITS, PER_WORD = 4, 8
-FIELD = (0, 4, 1, 5, 2, 6, 3, 7)  # the field of a word that holds each of 8 outputs
+FIELDS = (0, 4, 1, 5, 2, 6, 3, 7)  # the field of a word that holds each of 8 outputs
 TUNING_KEYS = ("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse")
 
 
@@ -50,31 +43,41 @@ def read(fields: ConfigFields) -> partial[None]:
     return partial(unpack, group_size=read_group_size(fields))
 
 
-def unpack_outputs(words: Tensor) -> UInt8[Tensor, "O N"]:
-    """Return the integers of words [N, O / 8] in the order of the outputs."""
-    return unpack_words(words, BITS).unflatten(-1, (-1, PER_WORD))[..., FIELD].flatten(-2).T
-
-
 class AwqMatrix(IntegerMatrix):
     """An AWQ matrix. CheckpointError: the shapes or types of its parts do not fit."""
 
     def __init__(self, module: str, parts: dict[str, Part], group_size: int):
-        self.qweight, self.qzeros, self.scales = parts["qweight"], parts["qzeros"], parts["scales"]
+        self.qweight, self.qzeros, self.stored_scales = parts["qweight"], parts["qzeros"], parts["scales"]
         self.qweight.require(("I32",))
         path, shape = self.qweight.file.path, self.qweight.shape
         if len(shape) != 2:
             raise CheckpointError(f"{path}: {self.qweight.name} must be a matrix, got shape {list(shape)}")
         n_out = shape[1] * PER_WORD
-        super().__init__(path, f"{module}.weight", "AWQ INT4", (n_out, shape[0]), BITS, group_size)
+        super().__init__(path, f"{module}.weight", "AWQ", (n_out, shape[0]), BITS, group_size)
         groups = f"{self.n_groups} groups of {self.group_size} inputs"
-        self.scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
+        self.stored_scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
         self.qzeros.require(("I32",), (self.n_groups, shape[1]), because=f"4 bits per output for each of {groups}")
 
-    def integer_rows(self, first: int, last: int) -> IntegerRows:
-        words = slice(first // PER_WORD, last // PER_WORD)
-        q, zeros = unpack_outputs(self.qweight.read()[:, words]), unpack_outputs(self.qzeros.read()[:, words])
-        scale = self.scales.scales(columns=slice(first, last)).T
-        return IntegerRows(signed(q, BITS), scale, signed(zeros, BITS))
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.qweight, self.qzeros, self.stored_scales
+
+    def integers(self, first: int, last: int) -> Int8[Tensor, "n I"]:
+        return self._unpack(self.qweight, first, last)
+
+    def scales(self, first: int, last: int) -> Float[Tensor, "n G"]:
+        return self.stored_scales.finite(columns=slice(first, last)).T
+
+    def zeros(self, first: int, last: int) -> Int8[Tensor, "n G"]:
+        return self._unpack(self.qzeros, first, last)
+
+    def _unpack(self, part: Part, first: int, last: int) -> Int8[Tensor, "n N"]:
+        """Return the integers of a part [N, O / 8], those of each output together and in order."""
+        words = part.read()[:, first // PER_WORD : last // PER_WORD].T.contiguous()  # [n / 8, N]
+        q = torch.empty(len(words), PER_WORD, words.shape[1], dtype=torch.uint8)
+        for output, field in enumerate(FIELDS):
+            q[:, output] = (words >> (BITS * field)) & 15
+        return signed(q.flatten(0, 1), BITS)
 
 
 def unpack(reader: TensorReader, *, group_size: int) -> None:

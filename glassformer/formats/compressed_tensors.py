@@ -26,22 +26,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.fp8 import Fp8Tensor, is_block
 from glassformer.formats.gptq import read_group_size
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    IntegerRows,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts, unpack_words
 from glassformer.formats.reader import TensorFile, TensorReader
 
+NAME = "compressed-tensors"
 PACKED, INTEGER, FLOAT, EITHER = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
 FORMATS = {PACKED: ("int",), INTEGER: ("int",), FLOAT: ("float",), EITHER: ("int", "float")}
 STRATEGIES = {"int": ("tensor", "channel", "group"), "float": ("tensor", "channel", "block")}
@@ -144,53 +139,72 @@ class PackedIntegers(IntegerMatrix):
     """A matrix of the format "pack-quantized". CheckpointError: the shapes or types of its parts do not fit."""
 
     def __init__(self, module: str, parts: dict[str, Part], scheme: Scheme):
-        self.packed, self.scales = parts["weight_packed"], parts["weight_scale"]
-        self.zeros = parts.get("weight_zero_point")
+        self.packed, self.stored_scales = parts["weight_packed"], parts["weight_scale"]
+        self.stored_zeros = parts.get("weight_zero_point")
         path, bits = self.packed.file.path, scheme.bits
         parts["weight_shape"].require(("I64", "I32"), (2,))
         n_out, n_in = parts["weight_shape"].read().tolist()
         words = -(-n_in * bits // 32)
         self.packed.require(("I32",), (n_out, words), because=f"{bits} bits for each of {n_out} x {n_in} weights")
         super().__init__(
-            path, f"{module}.weight", f"INT{bits}", (n_out, n_in), bits, scheme.group_size, parts.get("weight_g_idx")
+            path, f"{module}.weight", NAME, (n_out, n_in), bits, scheme.group_size, parts.get("weight_g_idx")
         )
         groups = f"{self.n_groups} groups of {self.group_size} inputs"
-        self.scales.require(FLOATS, (n_out, self.n_groups), because=f"a scale per output for each of {groups}")
-        if self.zeros is not None:
+        self.stored_scales.require(FLOATS, (n_out, self.n_groups), because=f"a scale per output for each of {groups}")
+        if self.stored_zeros is not None:
             words = -(-n_out * bits // 32)
-            self.zeros.require(("I32",), (words, self.n_groups), because=f"{bits} bits per output for each of {groups}")
+            self.stored_zeros.require(
+                ("I32",), (words, self.n_groups), because=f"{bits} bits per output for each of {groups}"
+            )
 
-    def integer_rows(self, first: int, last: int) -> IntegerRows:
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.packed, self.stored_scales, *(() if self.stored_zeros is None else (self.stored_zeros,))
+
+    def integers(self, first: int, last: int) -> Int8[Tensor, "n I"]:
+        return signed(unpack_words(self.packed.read()[first:last], self.bits)[:, : self.n_in], self.bits)
+
+    def scales(self, first: int, last: int) -> Float[Tensor, "n G"]:
+        return self.stored_scales.finite(slice(first, last))
+
+    def zeros(self, first: int, last: int) -> Int8[Tensor, "n G"]:
+        if self.stored_zeros is None:
+            return torch.zeros(last - first, self.n_groups, dtype=torch.int8)
         per_word = 32 // self.bits
-        q = unpack_words(self.packed.read()[first:last], self.bits)[:, : self.n_in]
-        scale = self.scales.scales(slice(first, last))
-        if self.zeros is None:
-            zero = torch.zeros(scale.shape, dtype=torch.int8)
-        else:
-            words = self.zeros.read()[first // per_word : -(-last // per_word)]
-            zero = signed(unpack_words(words.T, self.bits)[:, : last - first].T, self.bits)
-        return IntegerRows(signed(q, self.bits), scale, zero, self.group)
+        words = self.stored_zeros.read()[first // per_word : -(-last // per_word)]
+        return signed(unpack_words(words.T, self.bits)[:, : last - first].T, self.bits)
 
 
 class Int8Matrix(IntegerMatrix):
     """A matrix of the format "int-quantized". CheckpointError: the shapes or types of its parts do not fit."""
 
     def __init__(self, module: str, parts: dict[str, Part], scheme: Scheme):
-        self.weight, self.scales, self.zeros = parts["weight"], parts["weight_scale"], parts.get("weight_zero_point")
+        self.weight, self.stored_scales = parts["weight"], parts["weight_scale"]
+        self.stored_zeros = parts.get("weight_zero_point")
         path, shape = self.weight.file.path, self.weight.shape
-        super().__init__(path, f"{module}.weight", "INT8", matrix_shape(self.weight), 8, scheme.group_size)
+        super().__init__(path, f"{module}.weight", NAME, matrix_shape(self.weight), 8, scheme.group_size)
         self.one_scale = scheme.strategy == "tensor"
         shapes = [(1,), ()] if self.one_scale else [(shape[0], self.n_groups)]
-        self.scales.require(FLOATS, *shapes, because=f"one scale per {scheme.strategy}")
-        if self.zeros is not None:
-            self.zeros.require(("I8",), *shapes, because=f"one zero point per {scheme.strategy}")
+        self.stored_scales.require(FLOATS, *shapes, because=f"one scale per {scheme.strategy}")
+        if self.stored_zeros is not None:
+            self.stored_zeros.require(("I8",), *shapes, because=f"one zero point per {scheme.strategy}")
 
-    def integer_rows(self, first: int, last: int) -> IntegerRows:
-        rows, shape = None if self.one_scale else slice(first, last), (last - first, self.n_groups)
-        scale = self.scales.scales(rows)
-        zero = torch.zeros((), dtype=torch.int8) if self.zeros is None else self.zeros.read()
-        zero = zero if rows is None or self.zeros is None else zero[rows]
-        return IntegerRows(self.weight.read()[first:last], scale.expand(shape), zero.expand(shape))
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.weight, self.stored_scales, *(() if self.stored_zeros is None else (self.stored_zeros,))
+
+    def integers(self, first: int, last: int) -> Int8[Tensor, "n I"]:
+        return self.weight.read()[first:last]
+
+    def scales(self, first: int, last: int) -> Float[Tensor, "n G"]:
+        rows = None if self.one_scale else slice(first, last)
+        return self.stored_scales.finite(rows).expand(last - first, self.n_groups)
+
+    def zeros(self, first: int, last: int) -> Int8[Tensor, "n G"]:
+        if self.stored_zeros is None:
+            return torch.zeros(last - first, self.n_groups, dtype=torch.int8)
+        zeros = self.stored_zeros.read()
+        return (zeros if self.one_scale else zeros[first:last]).expand(last - first, self.n_groups)
 
 
 def matrix_shape(part: Part) -> tuple[int, int]:

@@ -96,6 +96,9 @@ class Fp8Tensor(TensorFile):
         for first in range(0, len(values), TILE_ROWS):
             yield first, decode(values[first : first + TILE_ROWS], scales, self.block, first)
 
+    def quantized_bytes(self, name: str) -> int | None:
+        return self.fp8_values[name].nbytes
+
     def _finite_scales(self, name: str) -> Float[Tensor, "P Q"]:
         scales = self.scales[self.names[name]].reshape(self.blocks)
         if not scales.float().isfinite().all():

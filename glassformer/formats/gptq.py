@@ -19,18 +19,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    IntegerRows,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts, unpack_words
 from glassformer.formats.reader import TensorReader
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # 1 in every field of a word
@@ -97,31 +91,38 @@ class GptqMatrix(IntegerMatrix):
     """A GPTQ matrix. CheckpointError: the shapes or types of its parts do not fit."""
 
     def __init__(self, module: str, parts: dict[str, Part], *, bits: int, group_size: int, minus_one: bool):
-        self.qweight, self.qzeros, self.scales = parts["qweight"], parts["qzeros"], parts["scales"]
+        self.qweight, self.qzeros, self.stored_scales = parts["qweight"], parts["qzeros"], parts["scales"]
         self.qweight.require(("I32",))
         path, shape = self.qweight.file.path, self.qweight.shape
         if len(shape) != 2:
             raise CheckpointError(f"{path}: {self.qweight.name} must be a matrix, got shape {list(shape)}")
         per_word, n_out = 32 // bits, shape[1]
         super().__init__(
-            path, f"{module}.weight", f"GPTQ INT{bits}", (n_out, shape[0] * per_word), bits, group_size,
+            path, f"{module}.weight", "GPTQ", (n_out, shape[0] * per_word), bits, group_size,
             parts.get("g_idx"),
         )  # fmt: skip
         groups = f"{self.n_groups} groups of {self.group_size} inputs"
-        self.scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
+        self.stored_scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
         words = -(-n_out // per_word)
         self.qzeros.require(("I32",), (self.n_groups, words), because=f"{bits} bits per output for each of {groups}")
         self.minus_one = minus_one
 
-    def integer_rows(self, first: int, last: int) -> IntegerRows:
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.qweight, self.qzeros, self.stored_scales
+
+    def integers(self, first: int, last: int) -> Int8[Tensor, "n I"]:
+        return signed(unpack_words(self.qweight.read()[:, first:last].T, self.bits), self.bits)
+
+    def scales(self, first: int, last: int) -> Float[Tensor, "n G"]:
+        return self.stored_scales.finite(columns=slice(first, last)).T
+
+    def zeros(self, first: int, last: int) -> Int8[Tensor, "n G"]:
         per_word = 32 // self.bits
-        q = unpack_words(self.qweight.read()[:, first:last].T, self.bits)
         words = self.qzeros.read()[:, first // per_word : -(-last // per_word)]
         if self.minus_one:
             words = words + torch.tensor(ONES[self.bits], dtype=torch.int32)
-        zeros = unpack_words(words, self.bits)[:, : last - first]
-        scale = self.scales.scales(columns=slice(first, last)).T
-        return IntegerRows(signed(q, self.bits), scale, signed(zeros.T, self.bits), self.group)
+        return signed(unpack_words(words, self.bits)[:, : last - first].T, self.bits)
 
 
 def unpack(reader: TensorReader, *, bits: int, group_size: int, minus_one: bool, ordered: bool) -> None:

@@ -3,6 +3,9 @@
     weight[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)])        g(i) = i // group_size, or a stored list
 
 GPTQ, AWQ and compressed-tensors store this in their own layouts: `gptq.py`, `awq.py`, `compressed_tensors.py`.
+
+Most of these matrices can stay quantized: 4 bits, and 8 bits without zero points, in groups of a multiple of 32
+neighbouring inputs. `block_rows` returns their rows in the blocks Q4Z and Q8F of `gguf/blocks.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -50,7 +54,7 @@ class Part:
                 f"got {list(self.shape)}"
             )
 
-    def scales(self, rows: slice | None = None, columns: slice | None = None) -> Float[Tensor, "..."]:
+    def finite(self, rows: slice | None = None, columns: slice | None = None) -> Float[Tensor, "..."]:
         """Read scales in float32: all, some rows, or some columns. CheckpointError: one is NaN or infinite."""
         values = self.read()
         values = values if rows is None else values[rows]
@@ -85,7 +89,7 @@ def unpack_words(words: Tensor, bits: int) -> UInt8[Tensor, "*B N"]:
 
 def signed(q: UInt8[Tensor, "*B N"], bits: int) -> Int8[Tensor, "*B N"]:
     """Return stored integers minus 2^(bits - 1), so that the zero point of a symmetric matrix is 0."""
-    return (q.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+    return (q - (1 << (bits - 1))).view(torch.int8)  # uint8 wraps around
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,24 @@ class IntegerRows:
         q = self.q.float().unflatten(-1, (self.scale.shape[-1], -1))  # [n, G, I / G]
         return ((q - self.zero[..., None]) * self.scale[..., None]).flatten(1)
 
+    def blocks(self, bits: int) -> UInt8[Tensor, "n bytes"]:
+        """Return the rows as blocks of 32 inputs: Q4Z for 4 bits, Q8F for 8 bits."""
+        q = self.q.unflatten(-1, (-1, 32))  # [n, S, 32]
+        each = q.shape[1] // self.scale.shape[1]
+        scale = self.scale.repeat_interleave(each, 1)[..., None].contiguous().view(torch.uint8)  # [n, S, 4]
+        if bits == 8:
+            return torch.cat([scale, q.view(torch.uint8)], -1).flatten(1)
+        low, high = (q + 8).view(torch.uint8).chunk(2, -1)
+        zero = (self.zero.repeat_interleave(each, 1)[..., None] + 8).view(torch.uint8)
+        return torch.cat([scale, zero, low | (high << 4)], -1).flatten(1)
+
 
 class IntegerMatrix(TensorFile):
     """One quantized matrix [O, I] as a decoded tensor of one name. A subclass reads one layout of the integers.
 
     Args:
         name: the tensor's name.
-        type_name: what the format calls its type.
+        format: what the format is called.
         shape: [O, I].
         bits: 4 or 8.
         group_size: the inputs of a group; -1: a row is one group.
@@ -122,10 +137,10 @@ class IntegerMatrix(TensorFile):
     """
 
     def __init__(
-        self, path: Path, name: str, type_name: str, shape: tuple[int, int], bits: int, group_size: int,
+        self, path: Path, name: str, format: str, shape: tuple[int, int], bits: int, group_size: int,
         group: Part | None = None,
     ):  # fmt: skip
-        self.path, self.type_name, self.n_out, self.n_in, self.bits = path, type_name, *shape, bits
+        self.path, self.format, self.n_out, self.n_in, self.bits = path, format, *shape, bits
         self.names: Mapping[str, None] = {name: None}
         self.group_size = self.n_in if group_size == -1 else group_size
         if self.n_in == 0 or self.n_in % self.group_size:
@@ -151,21 +166,51 @@ class IntegerMatrix(TensorFile):
         neighbours = torch.arange(self.n_in) // self.group_size
         return None if torch.equal(group, neighbours) else group
 
+    @property
     @abstractmethod
-    def integer_rows(self, first: int, last: int) -> IntegerRows:
-        """Read the rows from `first`, a multiple of `ROW_STEP`, up to `last`."""
+    def parts(self) -> tuple[Part, ...]:
+        """The stored tensors."""
+
+    @abstractmethod
+    def integers(self, first: int, last: int) -> Int8[Tensor, "n I"]:
+        """Read q - 2^(bits - 1) of the rows from `first`, a multiple of `ROW_STEP`, up to `last`."""
+
+    @abstractmethod
+    def scales(self, first: int, last: int) -> Float[Tensor, "n G"]:
+        """Read scales, as `integers`. CheckpointError: one is NaN or infinite."""
+
+    @abstractmethod
+    def zeros(self, first: int, last: int) -> Int8[Tensor, "n G"]:
+        """Read zero points, less the same number as the integers."""
+
+    @cached_property
+    def has_zeros(self) -> bool:
+        """Whether a zero point is not 2^(bits - 1)."""
+        return bool(self.zeros(0, self.n_out).any())
+
+    @cached_property
+    def unpacked_because(self) -> str:
+        """Why the matrix has no blocks; empty if it has."""
+        if self.group is not None:
+            return "desc_act"
+        if self.group_size % 32:
+            return f"groups of {self.group_size}"
+        return "zero points" if self.bits == 8 and self.has_zeros else ""
 
     def tiles(self) -> Iterator[tuple[int, IntegerRows]]:
         """Read the matrix in parts of about `TILE` numbers: (first row, rows)."""
         step = max(ROW_STEP, TILE // self.n_in // ROW_STEP * ROW_STEP)
         for first in range(0, self.n_out, step):
-            yield first, self.integer_rows(first, min(first + step, self.n_out))
+            last = min(first + step, self.n_out)
+            q, scales, zeros = (read(first, last) for read in (self.integers, self.scales, self.zeros))
+            yield first, IntegerRows(q, scales, zeros, self.group)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.n_out, self.n_in
 
     def stored_type(self, name: str) -> str:
-        return self.type_name
+        why = self.unpacked_because
+        return f"{self.format} INT{self.bits}" + (f" with {why}" if why else "")
 
     def dtype(self, name: str) -> torch.dtype | None:
         return torch.float32
@@ -176,3 +221,13 @@ class IntegerMatrix(TensorFile):
     def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         for first, part in self.tiles():
             yield first, part.decode()
+
+    def quantized_bytes(self, name: str) -> int | None:
+        return sum(part.read().nbytes for part in self.parts)
+
+    def block_type(self, name: str) -> str | None:
+        return None if self.unpacked_because else {4: "Q4Z", 8: "Q8F"}[self.bits]
+
+    def block_rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        for first, part in self.tiles():
+            yield first, part.blocks(self.bits)

@@ -71,6 +71,20 @@ class Mxfp4Tensor(TensorFile):
         for row in range(len(blocks)):
             yield row, decode(blocks[row : row + 1], scales[row : row + 1])
 
+    def quantized_bytes(self, name: str) -> int | None:
+        return self.blocks[name].nbytes
+
+    def block_type(self, name: str) -> str | None:
+        return "MXFP4"
+
+    def block_rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        """Read the first axis one index at a time. GGUF's blocks: the scale, then number i and i + 16 in byte i."""
+        blocks, scales = self.blocks[name], self._scales(name)
+        for row in range(len(blocks)):
+            one = blocks[row : row + 1]
+            low, high = torch.stack([one & 15, one >> 4], -1).flatten(-2).chunk(2, -1)  # [1, ..., G, 16]
+            yield row, torch.cat([scales[row : row + 1, ..., None], low | (high << 4)], -1).flatten(-2)
+
     def _scales(self, name: str) -> Tensor:
         scales = self.scales[self.names[name]]
         if (scales == NAN).any():

@@ -2,7 +2,7 @@
 
 Both streams carry one JSON object per line. The first request opens the file, the others run prompts:
 
-    {"path": "a.gguf", "threads": 2}                  -> {"version": "0.3.36", "system": "CPU : AVX2 = 1 ..."}
+    {"path": "a.gguf", "threads": 2, "clock": "wall"} -> {"version": "0.3.36", "system": "CPU : AVX2 = 1 ..."}
     {"prompts": [[1, 2], [3, 4]], "new_tokens": 8}    -> {"prefill": 0.1, "decode": 0.5, "ids": [[...], [...]],
                                                           "memory": bytes}
 """
@@ -29,9 +29,10 @@ def resident_bytes():
 class Runner:
     """A model with a context for the prompts of the last request; another shape of prompts gets a new one."""
 
-    def __init__(self, path, threads):
+    def __init__(self, path, threads, clock):
         lib.llama_backend_init()
-        self.before, self.threads, self.shape, self.context = resident_bytes(), threads, None, None
+        self.threads, self.clock, self.shape, self.context = threads, clock, None, None
+        self.before = resident_bytes()
         self.model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
         if not self.model:
             sys.exit(f"llama.cpp cannot load {path}")
@@ -74,14 +75,15 @@ class Runner:
     def run(self, prompts, new_tokens):
         self.open(len(prompts), len(prompts[0]) + new_tokens)
         lib.llama_memory_clear(lib.llama_get_memory(self.context), False)
-        begin = time.perf_counter()
+        now = time.process_time if self.clock == "cpu" else time.perf_counter
+        begin = now()
         last = self.decode(prompts, 0)
-        first = time.perf_counter()
+        first = now()
         steps = [last]
         for position in range(len(prompts[0]), len(prompts[0]) + new_tokens):
             last = self.decode([[token] for token in last], position)
             steps.append(last)
-        end = time.perf_counter()
+        end = now()
         ids = [list(column) for column in zip(*steps)]  # noqa: B905
         return {"prefill": first - begin, "decode": end - first, "ids": ids, "memory": resident_bytes() - self.before}
 
@@ -92,8 +94,7 @@ def reply(value):
 
 
 def main():
-    request = json.loads(sys.stdin.readline())
-    runner = Runner(request["path"], request["threads"])
+    runner = Runner(**json.loads(sys.stdin.readline()))
     system = lib.llama_print_system_info().decode()
     reply({"version": lib.__version__, "system": system})
     for line in sys.stdin:

@@ -65,7 +65,7 @@ class LlamaCpp:
 
     memory = 0
 
-    def __init__(self, path: Path, interpreter: str, threads: int):
+    def __init__(self, path: Path, interpreter: str, threads: int, clock: str = "wall"):
         self.path, self.interpreter = path, interpreter
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in `close`
         pipe = subprocess.PIPE
@@ -74,7 +74,7 @@ class LlamaCpp:
             [interpreter, str(CHILD)], stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment
         )
         try:
-            answer = self._ask({"path": str(path.resolve()), "threads": threads})
+            answer = self._ask({"path": str(path.resolve()), "threads": threads, "clock": clock})
         except BaseException:
             self.close()
             raise

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.formats import Checkpoint, ModelKind, find_model, open_checkpoint
-from glassformer.formats.load import DESCRIPTIONS
+from glassformer.formats.load import DESCRIPTIONS, quantized_matrices
 from glassformer.formats.save import GgufKind
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.edits.edit import Edit
@@ -32,7 +32,9 @@ from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import widen
+from glassformer.kernels.packed_linear import count_weights, packed_modules, runs_packed
 from glassformer.kernels.placement import Choice, Placement, choose_placement
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.step import Step
 
 M = TypeVar("M", bound="TextModel")
@@ -77,7 +79,8 @@ class TextModel(ModelViews, ABC):
             path: a model folder, a GGUF or safetensors file, a run folder (its best checkpoint), the name of a packaged
                 model, or `owner/name[@revision]` on the Hugging Face hub.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            dtype: "auto", "float32", "bfloat16" or "float16".
+            dtype: "auto", "float32", "bfloat16" or "float16". With "auto", a CPU runs quantized matrices as they are
+                stored where it has kernels for them; a name decodes them.
             ignore_keys: keys of config.json that the model family does not know and that do not matter.
             offline: use no network; a hub model must have been downloaded before.
 
@@ -95,7 +98,10 @@ class TextModel(ModelViews, ABC):
             kind = DESCRIPTIONS[checkpoint.kind]
             raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
         stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
-        placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
+        placement = choose_placement(
+            device, dtype, stored=stored, n_parameters=n_parameters, quantized=quantized_matrices(checkpoint),
+            packs=runs_packed(),
+        )  # fmt: skip
         loaded = cls._load(checkpoint, placement)
         widen(loaded.model)
         loaded.placement, loaded.left_out = placement, checkpoint.left_out
@@ -112,15 +118,15 @@ class TextModel(ModelViews, ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return dtype_of(self.model)
 
     @property
     def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return count_weights(self.model)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -129,7 +135,8 @@ class TextModel(ModelViews, ABC):
         if placement is None:
             dtype = str(self.dtype).removeprefix("torch.")
             device = Choice("device", str(self.device), "the weights are on it")
-            placement = Placement(self.device, self.dtype, (device, Choice("dtype", dtype, "the weights have it")))
+            choices = device, Choice("dtype", dtype, "the weights have it")
+            placement = Placement(self.device, self.dtype, choices, packed=any(packed_modules(self.model)))
         return describe(self.config, placement)
 
     @abstractmethod

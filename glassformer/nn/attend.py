@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +45,14 @@ class Visibility:
     """Which keys each query of a forward pass may see.
 
     `mask` None with `causal` False hides nothing; `causal` requires T = S and hides the keys after each query.
+    A backend stores in `derived` what it computes from these, once for all layers.
     """
 
     queries: Int[Tensor, "#B T"]
     keys: Int[Tensor, "#B S"]
     mask: Bool[Tensor, "#B T S"] | None
     causal: bool = False
+    derived: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def visible(self) -> Bool[Tensor, "#B T S"]:
         """Return the mask as a tensor: True where a query may see a key."""

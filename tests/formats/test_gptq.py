@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import assert_near, random_ids, run
+from tiny import assert_near, random_ids, run, tiny
 from tiny_quantized import gptq_parts, random_integers, save_quantized
 
 from glassformer.errors import CheckpointError, ConfigError
@@ -91,6 +91,28 @@ def test_gptq_model_equals_decoded_model(family, changes, options, tmp_path):
     assert_near(run(load_decoder(tmp_path / "again").float(), ids), run(model.float(), ids))
 
 
+def test_square_matrices_of_gpt2(tmp_path):
+    """GPT-2 stores [in, out], but GPTQ's parts of its matrices decode to [out, in]."""
+    sizes = {f"layers.{i}.{path}": n for i in range(3) for path, n in (("mlp.d_ff", 64), ("attention.head_dim", 16))}
+    save_model(tiny("gpt2", d_model=64, **sizes), tmp_path / "plain")
+    plain, tensors = load_file(tmp_path / "plain/model.safetensors"), {}
+    for name, value in plain.items():
+        module, _, last = name.rpartition(".")
+        if last == "weight" and module.endswith((".c_attn", ".c_proj", ".c_fc")):
+            matrix = random_integers(tuple(value.T.shape), 4, 32, magnitude=0.3)
+            plain[name] = torch.from_numpy(matrix.weight.T.copy()).float()
+            tensors |= {f"{module}.{part}": t for part, t in gptq_parts(matrix, True).items()}
+        else:
+            tensors[name] = value
+    assert plain["transformer.h.0.attn.c_proj.weight"].shape == (64, 64)
+    save_file(plain, tmp_path / "plain/model.safetensors")
+    raw = json.loads((tmp_path / "plain/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": SETTINGS | {"group_size": 32}}))
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids = random_ids(load_decoder(tmp_path).config, 1, 9)
+    assert torch.equal(run(load_decoder(tmp_path), ids), run(load_decoder(tmp_path / "plain"), ids))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gptq")
@@ -109,6 +131,24 @@ def load_changed(folder, tmp_path, changes, settings=None):
     kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
     save_file(kept, tmp_path / "model.safetensors")
     return load_decoder(tmp_path)
+
+
+def test_parts_in_several_files_and_pickled(folder, tmp_path):
+    """Sharded safetensors without an index, and `pytorch_model.bin`."""
+    source, tensors = folder
+    plain = load_decoder(source)
+    for kind in ("shards", "pickled"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text((source / "config.json").read_text())
+    names = sorted(tensors)
+    for i in range(3):
+        shard = {name: tensors[name] for name in names[i::3]}
+        save_file(shard, tmp_path / f"shards/model-{i + 1:05}-of-00003.safetensors")
+    torch.save(tensors, tmp_path / "pickled/pytorch_model.bin")
+    for kind in ("shards", "pickled"):
+        found = load_decoder(tmp_path / kind)
+        for (name, ours), theirs in zip(found.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
 
 
 def test_biases_of_zeros_that_the_model_lacks(folder, tmp_path):

@@ -1,36 +1,32 @@
-"""Fixtures of the native kernels: every level of this CPU. The library must be built: `make setup` does it."""
+"""The native kernels at every level of this CPU. NATIVE_LIBRARY: another build of them, as `make sanitize` makes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from glassformer.kernels.native import library
+from glassformer.kernels.native import library as native
 
-
-def native_levels() -> dict[str, int]:
-    loaded = library.load_library()
-    return {} if loaded is None else library.usable_levels(loaded)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", native_levels() or ["missing"], indirect=True)
+if path := os.environ.get("NATIVE_LIBRARY"):
+    native.LIBRARY = Path(path)
+LIBRARY = native.load_library()
+NUMBERS = {} if LIBRARY is None else native.usable_levels(LIBRARY)
 
 
 @pytest.fixture
 def levels() -> Iterator[list[Callable[[], None]]]:
-    """Functions that each select one level for the rest of the test, in ascending order."""
-    loaded = library.load_library()
-    assert loaded is not None, library.choose_library().because
-    numbers = library.usable_levels(loaded)
-    yield [lambda number=number: loaded.gf_set_level(number) for number in numbers.values()]
-    loaded.gf_set_level(list(numbers.values())[-1])
+    """Functions that each select one level for the rest of the test, in ascending order. Skips without a library."""
+    if LIBRARY is None:
+        pytest.skip(native.choose_library().because)
+    yield [lambda number=number: LIBRARY.gf_set_level(number) for number in NUMBERS.values()]
+    LIBRARY.gf_set_level(NUMBERS[native.choose_library().value.removeprefix("native ")])
 
 
-@pytest.fixture
+@pytest.fixture(params=NUMBERS or ["no level"])
 def isa(request: pytest.FixtureRequest, levels: list[Callable[[], None]]) -> str:
-    """Run the test at one level; its name."""
-    levels[list(native_levels()).index(request.param)]()
+    """Run a test with the native kernels of each level; the value is its name. Skips without a library."""
+    levels[list(NUMBERS).index(request.param)]()
     return request.param

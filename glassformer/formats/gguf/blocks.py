@@ -14,6 +14,11 @@ A row of a tensor is a sequence of blocks of 32 or 256 numbers. Layouts: `ggml-c
     IQ4_NL  as Q4_0; a number indexes a table
     IQ4_XS  d f16 | u16: bits 2g of scale g | 4 bytes: low bits of the scales | 8 x 16 bytes as Q4_0
     MXFP4   exponent u8 | 16 bytes as Q4_0
+
+Two more types, which no GGUF file has, hold the rows of other checkpoints (`formats/integer_matrix.py`):
+
+    Q4Z     d f32 | zero point u8 | 16 bytes as Q4_0
+    Q8F     d f32 | 32 int8
 """
 
 from __future__ import annotations
@@ -44,6 +49,10 @@ class Packing(NamedTuple):
 
 def _f16(b: Tensor, at: int) -> Tensor:
     return copied(b[..., at : at + 2]).view(torch.float16)  # [n, S, 1]
+
+
+def _f32(b: Tensor, at: int) -> Tensor:
+    return copied(b[..., at : at + 4]).view(torch.float32)  # [n, S, 1]
 
 
 def _words(b: Tensor, at: int, n: int) -> Int32[Tensor, "n S words"]:
@@ -112,6 +121,8 @@ PACKINGS = {
     "Q6_K": Packing("q6k", 256, 210, _q6_k),
     "IQ4_NL": Packing("iq4nl", 32, 18, lambda b: (_q4(b, 2), {"d": _f16(b, 0)})),
     "IQ4_XS": Packing("iq4xs", 256, 136, _iq4_xs),
+    "Q4Z": Packing("q4z", 32, 21, lambda b: (_q4(b, 5), {"d": _f32(b, 0), "z": b[..., 4:5]})),
+    "Q8F": Packing("q8f", 32, 36, lambda b: (_words(b, 4, 32).unsqueeze(2), {"d": _f32(b, 0)})),
     "MXFP4": Packing("mxfp4", 32, 17, lambda b: (_q4(b, 1), {"e": b[..., :1]})),
 }
 

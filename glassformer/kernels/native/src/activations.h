@@ -30,37 +30,38 @@ INLINE Activations activations(const void *buffer, int rows, int n_in) {
     return a;
 }
 
+/* Quantize group g, the 32 numbers at x. */
+INLINE void quantize_group(const Activations *a, int64_t g, const float *x) {
+    f8 v[4], largest = f8_zero(), nan = f8_zero();
+    for (int j = 0; j < 4; j++) {
+        v[j] = f8_load(x + 8 * j);
+        largest = f8_max(f8_abs(v[j]), largest);
+        nan = f8_add(nan, f8_mul(v[j], f8_zero())); /* NaN for NaN and infinity, otherwise 0 */
+    }
+    float most = f8_largest(largest), odd = f8_sum(nan);
+    float inverse = 127.0f / most;
+    int usable = odd == odd && inverse <= 3.402823466e+38f; /* smaller numbers, and 0, become 0 */
+    if (!usable) inverse = 0.0f;
+    int32_t sums[2] = {0, 0};
+    for (int j = 0; j < 4; j++) {
+        int32_t q[8];
+        i8_store(q, usable ? f8_to_int(f8_mul(v[j], f8_set(inverse))) : i8_zero());
+        for (int i = 0; i < 8; i++) {
+            a->xq[g * GROUP + 8 * j + i] = (int8_t)q[i];
+            a->x16[g * GROUP + 8 * j + i] = (int16_t)q[i];
+            sums[j / 2] += q[i];
+        }
+    }
+    float scale = usable ? most / 127.0f : odd; /* `odd` is 0 or NaN */
+    a->xs[g] = scale;
+    a->sx[g] = scale * (float)(sums[0] + sums[1]);
+    a->halves[2 * g] = sums[0], a->halves[2 * g + 1] = sums[1];
+}
+
 static void quantize(const Op *op, int thread, int n_threads, void *scratch) {
     (void)scratch;
     Activations a = activations(op->y, op->rows, op->n_in);
-    int64_t first, last, all = (int64_t)op->rows * a.groups;
-    first = all * thread / n_threads, last = all * (thread + 1) / n_threads;
-    for (int64_t g = first; g < last; g++) {
-        const float *x = (const float *)op->x + g * GROUP;
-        f8 v[4], largest = f8_zero(), nan = f8_zero();
-        for (int j = 0; j < 4; j++) {
-            v[j] = f8_load(x + 8 * j);
-            largest = f8_max(f8_abs(v[j]), largest);
-            nan = f8_add(nan, f8_mul(v[j], f8_zero())); /* NaN for NaN and infinity, otherwise 0 */
-        }
-        float most = f8_largest(largest), odd = f8_sum(nan);
-        float inverse = 127.0f / most;
-        int usable = odd == odd && inverse <= 3.402823466e+38f; /* smaller numbers, and 0, become 0 */
-        if (!usable) inverse = 0.0f;
-        int32_t sums[2] = {0, 0};
-        for (int j = 0; j < 4; j++) {
-            int32_t q[8];
-            i8_store(q, usable ? f8_to_int(f8_mul(v[j], f8_set(inverse))) : i8_zero());
-            for (int i = 0; i < 8; i++) {
-                a.xq[g * GROUP + 8 * j + i] = (int8_t)q[i];
-                a.x16[g * GROUP + 8 * j + i] = (int16_t)q[i];
-                sums[j / 2] += q[i];
-            }
-        }
-        float scale = usable ? most / 127.0f : odd; /* `odd` is 0 or NaN */
-        a.xs[g] = scale;
-        a.sx[g] = scale * (float)(sums[0] + sums[1]);
-        a.halves[2 * g] = sums[0], a.halves[2 * g + 1] = sums[1];
-    }
+    int64_t all = (int64_t)op->rows * a.groups, last = all * (thread + 1) / n_threads;
+    for (int64_t g = all * thread / n_threads; g < last; g++) quantize_group(&a, g, (const float *)op->x + g * GROUP);
 }
 #endif

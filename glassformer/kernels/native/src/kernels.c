@@ -2,9 +2,13 @@
 #include "op.h"
 #include "simd.h"
 
+#include "activate.h"
 #include "activations.h"
+#include "attend.h"
 #include "linear_float.h"
 #include "linear_packed.h"
+#include "norm.h"
+#include "rotate.h"
 
 #define NAME_OF(isa) gf_level_##isa
 #define LEVEL(isa) NAME_OF(isa)
@@ -22,5 +26,10 @@ const Level LEVEL(GF_ISA) = {
         {
             [GF_QUANTIZE] = quantize,
             [GF_LINEAR] = linear,
+            [GF_NORM] = norm,
+            [GF_ROTATE] = rotate,
+            [GF_ACTIVATE] = activate,
+            [GF_ATTEND] = attend,
+            [GF_ADD] = add,
         },
 };

@@ -6,7 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#define INLINE static inline /* otherwise a build with sanitizers takes minutes */
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
@@ -41,6 +45,14 @@ INLINE float f8_sum(f8 v) {
     __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     a = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
+}
+/* f8_sum of each of 4 vectors */
+INLINE void f8_four_sums(const f8 v[4], float *sums) {
+    f8 ab = _mm256_add_ps(_mm256_permute2f128_ps(v[0], v[1], 0x20), _mm256_permute2f128_ps(v[0], v[1], 0x31));
+    f8 cd = _mm256_add_ps(_mm256_permute2f128_ps(v[2], v[3], 0x20), _mm256_permute2f128_ps(v[2], v[3], 0x31));
+    f8 pairs = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a a c c b b d d */
+    f8 all = _mm256_add_ps(_mm256_shuffle_ps(pairs, pairs, 0x88), _mm256_shuffle_ps(pairs, pairs, 0xdd));
+    _mm_storeu_ps(sums, _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 INLINE float f8_largest(f8 v) { /* without NaN */
     __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -174,6 +186,9 @@ INLINE float f8_sum(f8 v) {
     for (int i = 0; i < 4; i++) a[i] = v.v[i] + v.v[i + 4];
     return (a[0] + a[2]) + (a[1] + a[3]);
 }
+INLINE void f8_four_sums(const f8 v[4], float *sums) {
+    for (int i = 0; i < 4; i++) sums[i] = f8_sum(v[i]);
+}
 INLINE float f8_largest(f8 v) {
     float a = v.v[0];
     for (int i = 1; i < 8; i++) a = a > v.v[i] ? a : v.v[i];
@@ -227,4 +242,17 @@ INLINE void spin_pause(void) {}
 INLINE void prefetch(const void *p) { (void)p; }
 
 #endif
+
+/* The first n of 8 numbers, or all if n is larger; the others are 0 or not stored. */
+INLINE f8 f8_load_part(const float *p, int n) {
+    float part[8] = {0};
+    if (n >= 8) return f8_load(p);
+    memcpy(part, p, (size_t)n * 4);
+    return f8_load(part);
+}
+INLINE void f8_store_part(float *p, f8 a, int n) {
+    float part[8];
+    f8_store(n >= 8 ? p : part, a);
+    if (n < 8) memcpy(p, part, (size_t)n * 4);
+}
 #endif

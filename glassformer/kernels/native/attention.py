@@ -1,0 +1,153 @@
+"""Native attention over a dense cache, or over the keys of the same forward pass.
+
+Its twin is `attend_reference`. A query's result has the same bits however a prompt is divided into chunks, in a full
+cache or a ring.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.native.library import load_library
+from glassformer.kernels.native.ops import Op, run
+from glassformer.kernels.native.rows import ATTEND, address, check_float, check_positions, head_strides, require
+from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
+
+MAX_HEAD = 1024  # numbers; MAX_HEAD of src/attend.h
+SMALL = 1 << 15  # multiplications; below, one thread is faster than the barriers of several
+
+
+class Places(NamedTuple):
+    """Which keys the queries of a forward pass attend to, as positions, and where those are.
+
+    Args:
+        queries: the position of each query, -1: padding.
+        lengths: queries see all positions below; None: those up to their own.
+        table: the slot of each position modulo P; None: the position is the slot.
+    """
+
+    queries: Int32[Tensor, "B T"]
+    lengths: Int32[Tensor, "B"] | None
+    table: Int32[Tensor, "B P"] | None
+
+
+def attend_native(
+    spec: AttendSpec,
+    q: Float[Tensor, "B T H Dh"],
+    kv: KV,
+    view: Visibility,
+    bias: Float[Tensor, "*#BH #T S"] | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+) -> Float[Tensor, "B T H Dv"]:
+    """Return z, or that of `attend_fused` if the kernels are not available or do not support these arguments.
+
+    They compute in float32 on a CPU, without a bias and without gradients, where every query sees a range of positions
+    that ends at its own (or at the end of the keys): not in packed documents.
+    """
+    tensors = (q, *kv) if sinks is None else (q, *kv, sinks)
+    usable = bias is None and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    usable = usable and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    usable = usable and q.numel() > 0 and kv.k.shape[1] > 0 and max(q.shape[-1], kv.v.shape[-1]) <= MAX_HEAD
+    places = places_of(spec, view, len(q)) if usable and load_library() is not None else None
+    if places is None:
+        return attend_fused(spec, q, kv, view, bias, sinks)
+    k, v = (t.transpose(1, 2) for t in kv)  # [B, Hkv, S, Dh]
+    if not (_whole_heads(k) and _whole_heads(v) and _strides(k) == _strides(v)):
+        k, v = (t.contiguous().transpose(1, 2) for t in kv)
+    q = q.contiguous()
+    z = q.new_empty(*q.shape[:3], v.shape[-1])
+    op = attend_op(spec, q, k, v, z, places, None if sinks is None else sinks.contiguous())
+    work = q.numel() * min(k.shape[2], spec.window or k.shape[2])
+    run([op], 1 if work < SMALL else None)
+    return z
+
+
+def attend_op(
+    spec: AttendSpec,
+    q: Float[Tensor, "B T H Dh"],
+    k: Float[Tensor, "B Hkv S Dh"],
+    v: Float[Tensor, "B Hkv S Dv"],
+    z: Float[Tensor, "B T H Dv"],
+    places: Places,
+    sinks: Float[Tensor, "H"] | None = None,
+) -> Op:
+    """Return the operation that attends to cached keys and values; k and v have the same distances between heads.
+
+    Raises ValueError if a tensor does not fit. The caller ensures that every position a query sees is stored.
+    """
+    (b, t, h, size), (slots, value_size), n_kv_heads = q.shape, v.shape[-2:], k.shape[1]
+    fits = k.shape == (b, n_kv_heads, slots, size) and v.shape[:2] == k.shape[:2] and h % n_kv_heads == 0 and slots > 0
+    require(fits, f"keys {list(k.shape)} and values {list(v.shape)} do not fit queries {list(q.shape)}")
+    require(max(size, value_size) <= MAX_HEAD, f"heads must have at most {MAX_HEAD} numbers, got {size}, {value_size}")
+    require(z.shape == (b, t, h, value_size), f"z must be {[b, t, h, value_size]}, got {list(z.shape)}")
+    strides = head_strides("k", k, size)
+    require(strides == head_strides("v", v, value_size), "k and v must have the same distances between heads")
+    check_float("q", q)
+    check_float("z", z)
+    check_positions(places.queries, b * t)
+    op = Op(kind=ATTEND, rows=b * t, n_in=size, n_out=value_size, x=q.data_ptr(), w=k.data_ptr(), y=z.data_ptr())
+    op.bias = address("sinks", sinks, h)
+    op.p[:2] = v.data_ptr(), places.queries.data_ptr()
+    if places.lengths is not None:
+        check_positions(places.lengths, b)
+        op.p[2] = places.lengths.data_ptr()
+    if places.table is not None:
+        check_positions(places.table, places.table.numel())
+        require(places.table.shape[0] == b, f"the table must have {b} rows, got {list(places.table.shape)}")
+        op.p[3], slots = places.table.data_ptr(), places.table.shape[1]
+    op.i[:] = t, h, n_kv_heads, slots, *strides, spec.window or 0
+    op.f[:2] = spec.scale, spec.softcap or 0.0
+    return op
+
+
+def places_of(spec: AttendSpec, view: Visibility, batch: int) -> Places | None:
+    """Return where a view's keys are; None: some query does not see a range of positions. Computed once for a view."""
+    if "native" not in view.derived:
+        view.derived["native"] = _find_places(spec, view, batch) if _sees_ranges(spec, view) else None
+    return view.derived["native"]
+
+
+def _sees_ranges(spec: AttendSpec, view: Visibility) -> bool:
+    """Whether every query sees all positions from 0, or from the start of its window, to its own or to the last."""
+    own, keys = view.queries, view.keys
+    if view.mask is None and view.causal and _in_order(keys) and torch.equal(own, keys):
+        return spec.window is None or spec.window >= keys.shape[-1]
+    expected = visible(spec, own, keys)
+    if not bool(((view.visible() == expected) | (own < 0)[..., None]).all()):
+        return False
+    end = own if spec.causal else keys.amax(-1, keepdim=True)
+    first = 0 if spec.window is None else (own - spec.window + 1).clamp(min=0)
+    return bool(((expected.sum(-1) == end - first + 1) | (own < 0)).all())
+
+
+def _in_order(keys: Tensor) -> bool:
+    return torch.equal(keys, torch.arange(keys.shape[-1]).expand_as(keys))
+
+
+def _find_places(spec: AttendSpec, view: Visibility, batch: int) -> Places | None:
+    queries = view.queries.to(torch.int32).expand(batch, -1).contiguous()
+    end = view.keys.amax(-1) + 1  # [#B]
+    lengths = None if spec.causal else end.to(torch.int32).expand(batch).contiguous()
+    if _in_order(view.keys):
+        return Places(queries, lengths, None)
+    row, slot = (view.keys >= 0).nonzero(as_tuple=True)  # a ring, or padding
+    position = view.keys[row, slot]
+    size = int((end[row] - position).amax()) if len(row) else 1
+    table = torch.zeros(len(view.keys), size, dtype=torch.int64)
+    table[row, position % size] = slot
+    if not torch.equal(table[row, position % size], slot):
+        return None  # two keys of a sequence have the same position
+    return Places(queries, lengths, table.to(torch.int32).expand(batch, -1).contiguous())
+
+
+def _whole_heads(t: Tensor) -> bool:
+    return t.stride(-1) == 1 and not any(s % t.shape[-1] for s in t.stride()[:3])
+
+
+def _strides(t: Tensor) -> tuple[int, ...]:
+    return tuple(s // t.shape[-1] for s in t.stride()[:3])
