@@ -105,7 +105,7 @@ def can_pack(model: AnyModel, mapping: TensorMapping, reader: TensorReader, name
 
 
 def quantized_matrices(checkpoint: Checkpoint) -> tuple[QuantizedMatrices, ...]:
-    """Return a GGUF file's quantized matrices by type, and whether they can be packed. Errors: see `account`."""
+    """Return a checkpoint's quantized matrices by type, and whether they can be packed. Errors: see `account`."""
     reader = checkpoint.reader
     if all(reader.quantized_bytes(name) is None for name in reader):
         return ()
