@@ -17,9 +17,9 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 # A package may import from the rows above it, and from itself.
 LAYERS = (
-    ("errors",), ("atomic", "json_file", "plain_numbers"), ("config",), ("text", "nn"), ("kernels",), ("cache",),
-    ("families",), ("formats",), ("generate",), ("inspect",), ("models",), ("training",), ("toys",), ("server",),
-    ("cli",),
+    ("errors",), ("atomic", "counted", "json_file", "plain_numbers"), ("config",), ("text", "nn"), ("kernels",),
+    ("cache",), ("families",), ("formats",), ("generate",), ("inspect",), ("models",), ("training",), ("toys",),
+    ("server",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, row in enumerate(LAYERS) for name in row}
 INSPECT_LAYERS = ("capture", "trace", "edits", "views", "record", "drawing", "sweep", "present")

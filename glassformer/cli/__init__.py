@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Toml
 from cyclopts.utils import UNSET
 
@@ -41,15 +43,29 @@ VERBS = {
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
 }
 
+USAGE = {  # of the verbs with arguments that may be left out, which generated usage lines do not name
+    "train": "--out PATH [OPTIONS] DATA...",
+    "generate": "[OPTIONS] MODEL [PROMPT]",
+    "serve": "[OPTIONS] MODEL...",
+    "translate": "[OPTIONS] MODEL [TEXT]...",
+    "embed": "[OPTIONS] MODEL [TEXT]...",
+    "eval": "[OPTIONS] MODEL DATA...",
+}
+CONFIG_HELP = (
+    "`--config FILE.toml` reads options of a verb from a file, such as `steps = 500`; those given here override them."
+)
+
 app = App(
     name="glassformer",
     help=HELP,
+    help_epilogue=CONFIG_HELP,
     help_format="markdown",
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),
 )
 for verb, (target, summary) in VERBS.items():
-    app.command(f"glassformer.cli.{target}", name=verb, help=summary)
+    usage = {"usage": f"Usage: glassformer {verb} {USAGE[verb]}"} if verb in USAGE else {}
+    app.command(f"glassformer.cli.{target}", name=verb, help=summary, **usage)
 app.register_install_completion_command(help="Install completion for your shell.")
 
 
@@ -64,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         app.config = _config_file(tokens)
         app(_bind_dashes(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
     except GlassformerError as error:
-        _fail(str(error), 1)
+        _fail(_with_options(str(error), _arguments(tokens)), 1)
     except CycloptsError:
         sys.exit(2)
     except KeyboardInterrupt:
@@ -121,10 +137,37 @@ def _takes_value(tokens: list[str], name: str) -> bool:
     if not name.startswith("--") or "=" in name:
         return False
     try:
-        found = app.parse_commands(tokens)[1][-1].assemble_argument_collection(parse_docstring=False).match(name)
-    except (CycloptsError, ValueError):  # no such verb or option
+        return _arguments(tokens).match(name)[2] is UNSET
+    except ValueError:  # no such option
         return False
-    return found[2] is UNSET
+
+
+def _arguments(tokens: list[str]) -> ArgumentCollection:
+    """Return the arguments of the verb in `tokens`."""
+    try:
+        return app.parse_commands(tokens)[1][-1].assemble_argument_collection(parse_docstring=False)
+    except (CycloptsError, ValueError):  # no such verb
+        return ArgumentCollection()
+
+
+def _with_options(message: str, arguments: ArgumentCollection) -> str:
+    """Return an error message with options in place of the parameters that it names: --max-tokens for max_tokens.
+
+    Names of one word are replaced at the start only: elsewhere they are also words.
+    """
+    options = {
+        name.removeprefix("--").replace("-", "_"): name
+        for argument in arguments
+        if argument.index is None
+        for name in argument.names
+        if name.startswith("--")
+    }
+
+    def spelled(match: re.Match[str]) -> str:
+        word = match[0]
+        return options.get(word, word) if "_" in word or match.start() == 0 else word
+
+    return re.sub(r"(?<![\w./'\"-])[a-z][\w.]*\b(?![/'\"(=])", spelled, message)
 
 
 def _fail(message: str, status: int) -> None:

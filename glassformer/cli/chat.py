@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from glassformer.cli.common import IgnoreKeys, Machine, err, open_model, out, say
+from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.models.language_model import LanguageModel
@@ -50,6 +51,8 @@ def chat(
     from glassformer.errors import RequestError
     from glassformer.models.language_model import LanguageModel
 
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens must be a whole number from 1, got {max_tokens}", param="max_tokens")
     lm = open_model(LanguageModel, model, machine, ignore_key)
     chat = _open_chat(lm, system, chat_template)
     if isinstance(chat, PlainText) and system is not None:
@@ -132,7 +135,7 @@ class PlainText:
         self.text += line if not self.text or self.text[-1].isspace() else " " + line
         ids = self.lm.encode(self.text)
         if len(ids) > limit:
-            say(f"--- the text has {len(ids)} tokens; only the last {limit} fit with an answer")
+            say(f"--- the text has {counted(len(ids), 'token')}; only the last {limit} fit with an answer")
         return ids[-limit:]
 
     def add_answer(self, text: str) -> None:
@@ -150,5 +153,5 @@ def _answer(lm: LanguageModel, ids: list[int], room: int, options: dict[str, Any
     except KeyboardInterrupt:
         pass
     out.print()
-    say(f"{count} tokens, {count / max(time.monotonic() - begin, 1e-9):.0f} tokens/s")
+    say(f"{counted(count, 'token')}, {count / max(time.monotonic() - begin, 1e-9):.0f} tokens/s")
     return text

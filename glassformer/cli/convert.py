@@ -61,7 +61,7 @@ def convert(
     if not to_gguf and to not in ("auto", *dtypes):
         raise RequestError(f"a folder can be written as auto, {', '.join(dtypes)}; {to} needs a DST that ends in .gguf")
     if shard_gb <= 0:
-        raise RequestError(f"shard-gb must be above 0, got {shard_gb}")
+        raise RequestError(f"shard_gb must be above 0, got {shard_gb}")
     found = find_model(src, offline=offline)
     if dst.exists() and dst.resolve() in (found.resolve(), found.resolve().parent):
         raise RequestError(f"DST {dst} is the same as SRC: use another DST")

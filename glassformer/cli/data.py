@@ -13,7 +13,7 @@ from glassformer.training.data.read_options import DEFAULT_READ
 app = App(name="data", help="Check training data.")
 
 
-@app.command
+@app.command(usage="Usage: glassformer data check [OPTIONS] DATA...")
 def check(
     *data: DataName,
     task: Literal["lm", "seq2seq"] = "lm",

@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 
 from glassformer.cli.common import Json, OutFolder, out, print_json, say, stop, working
+from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.models.language_model import LanguageModel
@@ -96,7 +97,8 @@ def stories(
     out.print(f"at temperature {recipe.TEMPERATURE}, without contradictions.\n")
     for text in samples:
         out.print(text + "\n", markup=False)
-    say(f"{run.tokens:,} tokens in {run.seconds:.0f} s of training, {total:.0f} s in all. The run is in {folder}.")
+    tokens = counted(run.tokens, "token")
+    say(f"{tokens} in {run.seconds:.0f} s of training, {total:.0f} s in all. The run is in {folder}.")
     out.print("Next:")
     out.print(f"  glassformer serve {folder}        inspect this model on a page")
     out.print(f'  glassformer generate {folder} "One day Mia" --temperature 0.7')

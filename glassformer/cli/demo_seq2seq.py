@@ -112,7 +112,7 @@ def table_row(name: str, translator: Translator, run: RunResult, scores: Seq2Seq
     """Return the values of one model in the table."""
     return {
         "name": name,
-        "parameters": sum(p.numel() for p in translator.model.parameters()),
+        "parameters": translator.n_parameters,
         "seconds": run.seconds,
         "target_tokens": run.tokens,
         "scores": scores,

@@ -17,6 +17,7 @@ from glassformer.cli.common import (
     progress,
     say,
 )
+from glassformer.counted import counted
 from glassformer.errors import DataError, RequestError
 from glassformer.training.data.read_options import DEFAULT_READ
 
@@ -108,6 +109,8 @@ def evaluate(
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
     out.print(f"loss {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}{bits}")
     if found.unknown:
-        share = f"{found.unknown:,} tokens ({found.unknown_share:.2%})"
+        share = f"{counted(found.unknown, 'token')} ({found.unknown_share:.2%})"
         say(f"{share} are unknown to the tokenizer: their text is not predicted, so there are no bits per byte")
-    out.print(f"{found.tokens:,} tokens in {seconds:.1f} s, {found.tokens / seconds:,.0f} tokens/s", style="dim")
+    out.print(
+        f"{counted(found.tokens, 'token')} in {seconds:.1f} s, {found.tokens / seconds:,.0f} tokens/s", style="dim"
+    )

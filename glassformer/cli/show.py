@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
 
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json
+from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.formats.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ PARTS = {
 def show(
     model: str,
     *,
+    quantize: Literal["int8", "int4"] | None = None,
     offline: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
@@ -39,6 +41,8 @@ def show(
     ----------
     model
         A model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
+    quantize
+        Load the model, quantize it, and show the relative error of each matrix.
     offline
         Use no network.
     """
@@ -46,10 +50,12 @@ def show(
     from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
-    from glassformer.formats.load import account, meta_parameters
+    from glassformer.formats.load import account, meta_parameters, quantized_matrices
     from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
+    from glassformer.kernels.packed_linear import runs_packed
     from glassformer.kernels.placement import choose_placement
+    from glassformer.models.load import load
 
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
@@ -63,7 +69,14 @@ def show(
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
         sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
-    placement = choose_placement("auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    placement = choose_placement(
+        "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
+        quantized=quantized_matrices(checkpoint), packs=runs_packed(),
+    )  # fmt: skip
+    quantization = None
+    if quantize is not None:
+        lm = load(found, quantize=quantize, ignore_keys=ignore_key)
+        placement, quantization = lm.placement or placement, lm.quantization
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -73,6 +86,7 @@ def show(
         "not read": sorted(name for name in checkpoint.reader if name not in used),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
+        **({} if quantization is None else {"quantization": asdict(quantization)}),
         "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
         "tokenizer": None if tokenizer is None else _tokenizer_facts(tokenizer),
         "chat_templates": {} if tokenizer is None else tokenizer.chat_templates,
@@ -128,19 +142,25 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("parameters", f"{total:,}")
     for part, n in facts["parts"].items():
         table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
-    table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    table.add_row("stored", ", ".join(f"{counted(n, 'tensor')} {kind}" for kind, n in facts["stored"].items()))
     if left := facts["not read"]:
-        table.add_row("not read", f"{len(left):,} tensors: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}")
+        table.add_row(
+            "not read", f"{counted(len(left), 'tensor')}: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}"
+        )
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
         row = f"a sequence of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
         table.add_row("cache", f"{cache['bytes_per_token']:,} bytes per token in 16 bits; {row}")
+    if (quantization := facts.get("quantization")) is not None:
+        for i, one in enumerate(quantization["matrices"]):
+            row = f"{one['format']}  {100 * one['error']:6.2f}%  {one['name']} {list(one['shape'])}"
+            table.add_row("" if i else "errors", row)
     for choice in facts["choices"]:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
-    templates = [f"{name} ({len(text):,} characters)" for name, text in facts["chat_templates"].items()]
+    templates = [f"{name} ({counted(len(text), 'character')})" for name, text in facts["chat_templates"].items()]
     table.add_row("chat templates", ", ".join(templates) or "none")
     for part in ("sentence", "config"):
         for i, (key, value) in enumerate(facts.get(part, {}).items()):

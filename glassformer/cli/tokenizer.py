@@ -39,7 +39,7 @@ def _text_or_stdin(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
-@app.command
+@app.command(usage="Usage: glassformer tokenizer train --out PATH [OPTIONS] DATA...")
 def train(
     *data: DataName,
     out: Path,
@@ -94,7 +94,7 @@ def encode(model: str, text: str, *, special: Special = False, json: Json = Fals
     print_json(ids) if json else out.print(*ids)
 
 
-@app.command
+@app.command(usage="Usage: glassformer tokenizer decode [OPTIONS] MODEL ID...")
 def decode(model: str, *ids: int, json: Json = False, offline: Offline = False) -> None:
     """Print the text of token ids."""
     tokenizer = open_tokenizer(model, offline)
@@ -104,7 +104,7 @@ def decode(model: str, *ids: int, json: Json = False, offline: Offline = False) 
     print_json(text) if json else out.print(text, markup=False)
 
 
-@app.command
+@app.command(usage="Usage: glassformer tokenizer show [OPTIONS] MODEL [TEXT]")
 def show(model: str, text: str = "", *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
     """Print the tokens of a text: id, character range and bytes. Without a text: a summary of the tokenizer."""
     tokenizer = open_tokenizer(model, offline)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.cli.common import err, plain_progress, say
+from glassformer.counted import counted
 from glassformer.training.config import Plan
 from glassformer.training.run.metrics import EvalRecord, Reporter, StartInfo, StepRecord
 
@@ -31,12 +32,12 @@ class LineReporter(Reporter):
         for choice in info.choices:
             say(choice)
         say(
-            f"{info.n_parameters / 1e6:.2f}M parameters, {info.train_tokens:,} training tokens, "
+            f"{info.n_parameters / 1e6:.2f}M parameters, {counted(info.train_tokens, 'training token')}, "
             f"{info.held_out_tokens:,} held out; measured matrix rate {info.matrix_rate / 1e9:.0f} GFLOP/s"
         )
         self.on_plan(info.plan)
         if info.plan.steps and info.step >= info.plan.steps:
-            say(f"the run is complete after {info.step} steps: resume it with a larger budget to continue")
+            say(f"the run is complete after {counted(info.step, 'step')}: resume it with a larger budget to continue")
 
     def on_plan(self, plan: Plan) -> None:
         self.steps = plan.steps

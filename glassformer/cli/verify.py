@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json, say, working
+from glassformer.counted import counted
 from glassformer.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def verify(
             }
         )
     else:
-        say(f"{reference}, {ids.shape[1]} tokens, float32; differences relative to the largest value at each point:")
+        length = counted(ids.shape[1], "token")
+        say(f"{reference}, {length}, float32; differences relative to the largest value at each point:")
         for point in points:
             if point.point.endswith("resid_post") or "blocks." not in point.point or point is different:
                 out.print(f"{point.off:9.1e}  {point.point}", markup=False)

@@ -13,24 +13,18 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.gptq import check_format, check_integer_keys, read_group_size
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts
 from glassformer.formats.reader import TensorReader
 
 BITS, PER_WORD = 4, 8
-FIELD = (0, 4, 1, 5, 2, 6, 3, 7)  # the field of a word that holds each of 8 outputs
+FIELDS = (0, 4, 1, 5, 2, 6, 3, 7)  # the field of a word that holds each of 8 outputs
 TUNING_KEYS = ("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse")
 
 
@@ -79,8 +73,11 @@ class AwqMatrix(IntegerMatrix):
 
     def _unpack(self, part: Part, first: int, last: int) -> Int8[Tensor, "n N"]:
         """Return the integers of a part [N, O / 8], those of each output together and in order."""
-        fields = unpack_words(part.read()[:, first // PER_WORD : last // PER_WORD], BITS)  # [N, n]
-        return signed(fields.unflatten(-1, (-1, PER_WORD))[..., FIELD].flatten(-2).T, BITS)
+        words = part.read()[:, first // PER_WORD : last // PER_WORD].T.contiguous()  # [n / 8, N]
+        q = torch.empty(len(words), PER_WORD, words.shape[1], dtype=torch.uint8)
+        for output, field in enumerate(FIELDS):
+            q[:, output] = (words >> (BITS * field)) & 15
+        return signed(q.flatten(0, 1), BITS)
 
 
 def unpack(reader: TensorReader, *, group_size: int) -> None:

@@ -33,14 +33,7 @@ from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.fp8 import Fp8Tensor, is_block
 from glassformer.formats.gptq import read_group_size
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts, unpack_words
 from glassformer.formats.reader import TensorFile, TensorReader
 
 NAME = "compressed-tensors"

@@ -24,14 +24,7 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
-from glassformer.formats.integer_matrix import (
-    FLOATS,
-    IntegerMatrix,
-    Part,
-    signed,
-    take_parts,
-    unpack_words,
-)
+from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts, unpack_words
 from glassformer.formats.reader import TensorReader
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # 1 in every field of a word

@@ -89,7 +89,7 @@ def unpack_words(words: Tensor, bits: int) -> UInt8[Tensor, "*B N"]:
 
 def signed(q: UInt8[Tensor, "*B N"], bits: int) -> Int8[Tensor, "*B N"]:
     """Return stored integers minus 2^(bits - 1), so that the zero point of a symmetric matrix is 0."""
-    return (q.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+    return (q - (1 << (bits - 1))).view(torch.int8)  # uint8 wraps around
 
 
 @dataclass(frozen=True)

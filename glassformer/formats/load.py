@@ -15,8 +15,11 @@ from glassformer.errors import CheckpointError, ConfigError, shortened
 from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
 from glassformer.formats.checkpoint import Checkpoint, ModelKind, open_checkpoint
-from glassformer.formats.reader import TensorReader
+from glassformer.formats.gguf.blocks import pack_blocks
+from glassformer.formats.reader import FLOAT_DTYPES, TensorReader
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
+from glassformer.kernels.packed_linear import PackedEmbedding, can_replace, replace_matrix
+from glassformer.kernels.placement import QuantizedMatrices
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -39,6 +42,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     copy: bool = False,
+    packed: bool = False,
     ignore_keys: tuple[str, ...] = (),
 ) -> AnyModel:
     """Load the model of a checkpoint of any kind.
@@ -49,10 +53,13 @@ def load_model(
         dtype: the dtype of the parameters; None keeps each tensor's own, and decodes quantized ones to float32.
         copy: give every parameter its own aligned storage, as training needs. By default tensors that need no
             conversion stay memory-mapped. Either way the peak memory is that of the weights.
+        packed: keep quantized matrices as they are stored, in the layout of `kernels/packed.py`, where `can_pack`
+            allows it; for inference on a CPU. `dtype` is then that of all other parameters, float32 as a rule.
         ignore_keys: see `open_checkpoint`; only for a path.
 
     Raises:
-        CheckpointError: lists every tensor that is missing, unused or of the wrong shape, in one message. The first
+        CheckpointError: lists every tensor that is missing, unused or of the wrong shape, in one message; a packed
+            matrix has a scale that is not finite. The first
             forward pass raises it for weights that are not finite, unless they were copied: see `FiniteCheck`.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, ignore_keys)
@@ -64,6 +71,9 @@ def load_model(
             for ours in mapping.parameter_names:
                 zeros = torch.zeros(parameters[ours].shape, dtype=dtype or checkpoint.dtype, device=device)
                 _assign(model, ours, zeros)
+            continue
+        if packed and can_pack(model, mapping, reader, name):
+            _pack(model, mapping, checkpoint, name, parameters)
             continue
         stored = reader.dtype(name)
         assert stored is not None, f"{name} is not a weight"
@@ -87,24 +97,72 @@ def load_model(
     return model.eval()
 
 
+def can_pack(model: AnyModel, mapping: TensorMapping, reader: TensorReader, name: str) -> bool:
+    """Whether a tensor's quantized blocks can be packed: whole rows fill matrices of linear layers and embeddings."""
+    changes_rows = mapping.transposed or mapping.row_vector or mapping.float32 or mapping.offset != 0
+    layers = all(can_replace(model, ours) for ours in mapping.parameter_names)
+    return reader.block_type(name) is not None and not changes_rows and layers
+
+
+def quantized_matrices(checkpoint: Checkpoint) -> tuple[QuantizedMatrices, ...]:
+    """Return a checkpoint's quantized matrices by type, and whether they can be packed. Errors: see `account`."""
+    reader = checkpoint.reader
+    if all(reader.quantized_bytes(name) is None for name in reader):
+        return ()
+    model = empty_model(checkpoint.config)
+    found: dict[tuple[str, bool], list[tuple[int, int]]] = {}
+    for mapping, name in account(checkpoint, dict(model.named_parameters())):
+        if name is not None and (nbytes := reader.quantized_bytes(name)) is not None:
+            key = reader.stored_type(name), can_pack(model, mapping, reader, name)
+            found.setdefault(key, []).append((len(mapping.parameter_names), nbytes))
+    return tuple(
+        QuantizedMatrices(kind, sum(n for n, _ in parts), sum(nbytes for _, nbytes in parts), packs)
+        for (kind, packs), parts in found.items()
+    )
+
+
+def _pack(
+    model: AnyModel, mapping: TensorMapping, checkpoint: Checkpoint, name: str, parameters: dict[str, Tensor]
+) -> None:
+    """Pack a tensor's blocks in the matrices that it fills. Its rows are ordered as bytes, before they are packed."""
+    kind, blocks = checkpoint.reader.block_type(name), []
+    assert kind is not None, f"{name} is not quantized"
+    for begin, rows in checkpoint.reader.block_rows(name):
+        if not blocks:
+            sizes = [parameters[ours].shape[0] for ours in mapping.parameter_names]
+            blocks = [torch.empty(size, rows.shape[-1], dtype=torch.uint8) for size in sizes]
+        mapping.fill(blocks, begin, rows)
+    for ours, rows in zip(mapping.parameter_names, blocks, strict=True):
+        replace_matrix(model, ours, pack_blocks(kind, rows, f"{checkpoint.path}: {name}"))
+
+
+def require_floats(checkpoint: Checkpoint) -> None:
+    """Check that the weights can be quantized. CheckpointError: some are quantized already. Other errors: `account`."""
+    reader, parameters = checkpoint.reader, meta_parameters(checkpoint.config)
+    types = {reader.stored_type(name) for _, name in account(checkpoint, parameters) if name is not None}
+    if quantized := sorted(types - FLOAT_DTYPES.keys()):
+        stored = ", ".join(quantized)
+        raise CheckpointError(f"{checkpoint.path} is quantized already ({stored}): load it as it is, without quantize")
+
+
 class FiniteCheck:
     """A hook of a model's embeddings: in the first forward pass, it checks every parameter and is removed.
 
-    It raises CheckpointError if a parameter is NaN or infinite. The first forward pass reads every mapped
-    weight anyway. Few non-finite weights would show in the output: an infinite score is capped, clipped or gets
-    probability 0, and a row of the embedding is used by one token only.
+    It raises CheckpointError if a parameter is NaN or infinite. The first forward pass reads every mapped weight
+    anyway. Packed matrices were checked when they were packed. Few non-finite weights would show in the output: an
+    infinite score is capped, clipped or gets probability 0, and a row of the embedding is used by one token only.
     """
 
     def __init__(self, model: AnyModel, path: str):
         self.model, self.path = model, path
-        tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding | PackedEmbedding))
         self.handles = [table.register_forward_pre_hook(self) for table in tables]
 
     @torch.no_grad()
     def __call__(self, *_: Any) -> None:
         named = [(name, p) for name, p in self.model.named_parameters() if p.numel()]
         extremes = [torch.stack(p.aminmax()).isfinite().all() for _, p in named]
-        finite = torch.stack(extremes).tolist()
+        finite = torch.stack(extremes).tolist() if extremes else []
         if bad := [name for (name, _), ok in zip(named, finite, strict=True) if not ok]:
             dtype = str(self.model.get_parameter(bad[0]).dtype).removeprefix("torch.")
             raise CheckpointError(

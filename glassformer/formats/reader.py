@@ -71,6 +71,18 @@ class TensorFile(Mapping[str, Tensor]):
     def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         """Read a tensor in chunks of about 1 MB: (first row, rows). Each chunk overwrites the one before."""
 
+    def quantized_bytes(self, name: str) -> int | None:
+        """Return the bytes of a quantized tensor; None for other tensors."""
+        return None
+
+    def block_type(self, name: str) -> str | None:
+        """Return the type of a quantized tensor that `block_rows` reads; None for other tensors."""
+        return None
+
+    def block_rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        """Read a quantized tensor without decoding it, as `rows`: the last axis holds the bytes of a row's blocks."""
+        raise NotImplementedError
+
     def byte_offset(self, name: str) -> int | None:
         """Return where a float tensor's bytes begin in the file; None if they are not contiguous."""
         return None
@@ -129,6 +141,15 @@ class RenamedTensor(TensorFile):
     def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         return self.file.rows(self.names[name], buffer)
 
+    def quantized_bytes(self, name: str) -> int | None:
+        return self.file.quantized_bytes(self.names[name])
+
+    def block_type(self, name: str) -> str | None:
+        return self.file.block_type(self.names[name])
+
+    def block_rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        return self.file.block_rows(self.names[name], buffer)
+
     def byte_offset(self, name: str) -> int | None:
         return self.file.byte_offset(self.names[name])
 
@@ -184,6 +205,15 @@ class TensorReader(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         return self.files[name].rows(name, self.buffer)
+
+    def quantized_bytes(self, name: str) -> int | None:
+        return self.files[name].quantized_bytes(name)
+
+    def block_type(self, name: str) -> str | None:
+        return self.files[name].block_type(name)
+
+    def block_rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        return self.files[name].block_rows(name, self.buffer)
 
     def file_position(self, name: str | None) -> tuple[str, int]:
         """Return a sort key: reading tensors in this order reads each file from beginning to end."""

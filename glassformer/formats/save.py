@@ -16,6 +16,7 @@ from glassformer.families import family_of, write_config
 from glassformer.formats.load import AnyModel
 from glassformer.formats.safetensors_file import save_tensors, write_tensors
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
+from glassformer.kernels.packed_linear import ModelWeights
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"]
 SHARD = 5_000_000_000  # maximum bytes of one file
@@ -58,7 +59,8 @@ def save_model(
         CheckpointError: the folder cannot be written, or the disk is full.
     """
     folder = Path(folder)
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    weights = ModelWeights(model)
+    parameters = weights.shapes
     mappings = map_tensors(family_of(model.config), model.config, parameters)
     raw = write_config(model.config, [mapping.tensor_name for mapping in mappings])
     shards = _split_shards(mappings, parameters, dtype, shard)
@@ -70,7 +72,7 @@ def save_model(
         raise CheckpointError(f"{folder} could not be created: {error.strerror}") from error
 
     def tensors(shard: list[TensorMapping]) -> dict[str, Tensor]:
-        joined = {mapping: mapping.join(parameters).cpu() for mapping in shard}
+        joined = {mapping: mapping.join(weights).cpu() for mapping in shard}
         return {mapping.tensor_name: t.to(mapping.dtype(dtype, t.dtype)) for mapping, t in joined.items()}
 
     index = folder / "model.safetensors.index.json"

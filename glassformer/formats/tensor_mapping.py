@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -101,7 +101,7 @@ class TensorMapping:
                         value[target] = source
             at += len(value)
 
-    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+    def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the parameters as the checkpoint's tensor."""
         parts = [parameters[name].detach() for name in self.parameter_names]
         if self.interleaved_head_dim:
@@ -146,7 +146,7 @@ class StackedExperts(TensorMapping):
         for i, one in enumerate(rows, begin):
             self.expert(i).fill(values[i * n : (i + 1) * n], 0, self._transpose(one))
 
-    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+    def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([self._transpose(self.expert(i).join(parameters)) for i in range(self.n)])
 
 
@@ -171,7 +171,7 @@ class PerHeadTensor(TensorMapping):
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         self._per_head(values[0])[begin : begin + len(rows)] = rows
 
-    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+    def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return self._per_head(parameters[self.parameter_names[0]].detach()).contiguous()
 
 

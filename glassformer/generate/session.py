@@ -23,6 +23,7 @@ from glassformer.generate import prefill
 from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.linear import prepack
 from glassformer.nn.attend import Attend
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -110,7 +111,7 @@ class TransformerSession:
         self.model = model if sources is None else prepack(model, rows=len(sources))
         self.capacity, self.n, self.sources = min(capacity, model.config.context_length), n, sources
         self.attend, self.observer, self.before_forward = attend, observer, before_forward
-        self.device = model.embed.weight.device
+        self.device = device_of(model)
         self.ids = [list(prompt) for prompt in prompts for _ in range(n)]
         self.numbers = list(range(len(self.ids))) if sources is None else [0] * len(self.ids)
 
@@ -146,7 +147,7 @@ class TransformerSession:
         model, lengths = self.model, [len(prompt) for prompt in prompts]
         source = self._encode() if self.cache is None else self.cache.source
         self.cache = DenseCache.of(model.config, len(prompts), self.capacity, self.device, source, lengths)
-        logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
+        logits = torch.empty(len(prompts), model.config.vocab_size, dtype=dtype_of(model), device=self.device)
         edits_scores = self.observer is not None and self.observer.has_edits
         size = prefill.chunk_size(model.config, max(lengths), len(prompts), edits_scores)
         size = min(size, max(prefill.PREFILL_CHUNK // len(prompts), 1))
@@ -198,7 +199,7 @@ class RecurrentSession:
     ):
         self.model, self.prompts, self.sources, self.n = model, prompts, sources, n
         self.observer, self.before_forward = observer, before_forward
-        self.device, self.position = model.head.weight.device, 0
+        self.device, self.position = device_of(model), 0
 
     @torch.inference_mode()
     def start(self) -> Pausing[Float[Tensor, "R V"]]:

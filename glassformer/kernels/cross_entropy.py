@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from glassformer.kernels.packed_linear import PACKED
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
@@ -139,8 +140,12 @@ def head_loss(
     smoothing: float = 0.0,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, "*N"]:
-    """Return the loss from the input of the head. Stores all logits only if the head has a bias or a softcap."""
-    if not model.config.head_bias and model.config.logit_softcap is None:
+    """Return the loss from the input of the head.
+
+    Stores all logits only if the head has a bias, a softcap or a packed matrix, whose product quantizes activations.
+    """
+    packed = isinstance(model.head, PACKED)
+    if not packed and not model.config.head_bias and model.config.logit_softcap is None:
         x = model.scaled(hidden)
         return linear_cross_entropy(x, model.head.weight, targets, dtype, smoothing, reduction)
     logits = model.logits(hidden, step).float()

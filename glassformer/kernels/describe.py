@@ -12,9 +12,9 @@ BATCH = 128  # sequences that a translator decodes at a time
 
 
 def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: Placement) -> tuple[Choice, ...]:
-    """Return the choices of device, dtype, kernels, attention and linear layers for inference with this model."""
+    """Return the choices of device, dtype, weights, kernels, attention and linear layers for inference."""
     prepacked = isinstance(config, ModelConfig) and config.encoder is not None  # others keep their weights as they are
-    linear = choose_linear(placement.device, placement.dtype, BATCH if prepacked else 1)
+    linear = choose_linear(placement.device, placement.dtype, BATCH if prepacked else 1, placement.packed)
     if placement.device.type == "cpu":
         kernels = choose_library()
     else:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from glassformer.kernels.cpu import multiplies_natively
 from glassformer.kernels.placement import Choice
-from glassformer.nn.linear import TiedLinear
+from glassformer.nn.linear import TiedLinear, device_of, dtype_of
 from glassformer.nn.model import Decoder
 
 Model = TypeVar("Model", bound=Decoder)
@@ -76,8 +76,7 @@ WIDENED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: WidenedLinear, Tie
 
 def widen(model: nn.Module) -> None:
     """Widen the linear layers of a model if `choose_linear` chooses it. All have one device and dtype."""
-    weight = next(model.parameters())
-    if choose_linear(weight.device, weight.dtype, 1).value == "widened":
+    if choose_linear(device_of(model), dtype_of(model), 1).value == "widened":
         widen_layers(model)
 
 
@@ -88,8 +87,13 @@ def widen_layers(model: nn.Module) -> None:
             module.__class__ = WIDENED[type(module)]
 
 
-def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int) -> Choice:
-    """Choose how to multiply `rows` rows at a time: with prepacked or widened weights, or with the model's own."""
+def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int, packed: bool = False) -> Choice:
+    """Choose how to multiply `rows` rows at a time: with prepacked or widened weights, or with the model's own.
+
+    packed: whether the model has packed matrices, which `choose_weights` decides.
+    """
+    if packed:
+        return Choice("linear", "packed", "quantized matrices are multiplied by activations in 8 bits")
     if torch.device(device).type != "cpu":
         return Choice("linear", "torch", "weights are prepacked on a CPU only")
     if not multiplies_natively(dtype):
@@ -107,8 +111,8 @@ def prepack(model: Model, rows: int) -> Model:
 
     Returns the model itself if `choose_linear` chooses "torch". A linear layer with hooks keeps its type.
     """
-    weight = model.head.weight
-    return _prepack(model, rows) if choose_linear(weight.device, weight.dtype, rows).value == "prepacked" else model
+    chosen = choose_linear(device_of(model), dtype_of(model), rows).value
+    return _prepack(model, rows) if chosen == "prepacked" else model
 
 
 @cache

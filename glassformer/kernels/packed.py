@@ -388,9 +388,3 @@ def product(x: Float[Tensor, "*B I"], matrix: PackedMatrix) -> Float[Tensor, "*B
                 total = fma(rows.minimum[:, g], sums[:, g, None], total)
         out[:, first : first + total.shape[1]] = total
     return out.view(*x.shape[:-1], matrix.n_out)
-
-
-def packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """Return x W^T + b in the dtype of x."""
-    y = product(x, matrix)
-    return (y if bias is None else y + bias).to(x.dtype)

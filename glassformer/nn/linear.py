@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's parameters and buffers."""
+    return next(chain(module.parameters(), module.buffers())).device
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's activations: its parameters', or float32 if all its matrices are packed."""
+    return next((p.dtype for p in module.parameters()), torch.float32)
 
 
 @runtime_checkable

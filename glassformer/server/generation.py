@@ -14,6 +14,7 @@ from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.inspect.capture.capture import format_bytes
 from glassformer.models.language_model import LanguageModel
+from glassformer.nn.linear import dtype_of
 from glassformer.server.bodies import SEEDS, OpenAIFields
 from glassformer.server.errors import ApiError, prompt_errors
 from glassformer.server.models import ServedModel
@@ -148,7 +149,7 @@ class GenerationJob:
 
     @property
     def _itemsize(self) -> int:
-        return self.lm.model.embed.weight.element_size()
+        return dtype_of(self.lm.model).itemsize
 
     def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent | None]:
         options = dict(self.options)

@@ -154,7 +154,7 @@ class ServedModel:
             "owned_by": "glassformer",
             "kind": self.kind,
             "context_length": getattr(self.lm.config, "context_length", None),  # recurrent models have none
-            "parameters": sum(p.numel() for p in self.lm.model.parameters()),
+            "parameters": self.lm.n_parameters,
             "chat": self.chat_template is not None,
             "source": self.lm.path,
             "example_text": self.example_text,

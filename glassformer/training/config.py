@@ -109,8 +109,8 @@ class InitConfig:
 
     def __post_init__(self):
         require_types(self, "init.")
-        require_range(self, "std qk_gain out_std", 0, open_low=True, prefix="init.")
-        require_range(self, "look_back", 0, prefix="init.")
+        require_range(self, "std qk_gain out_std", 0, 1000, open_low=True, prefix="init.")
+        require_range(self, "look_back", 0, 1000, prefix="init.")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _check_sizes(shape: Any) -> None:
     require_range(shape, [name for name in sizes if name not in optional], 1)
     require_range(shape, [name for name in sizes if name in optional], 0)
     if isinstance(shape, ShapeConfig):
-        require_range(shape, "rope_theta", 0, open_low=True)
+        require_range(shape, "rope_theta", 0, 1e15, open_low=True)
         allowed = ", ".join(SHAPE_FAMILIES)
         require(shape.family in SHAPE_FAMILIES, f"family must be one of {allowed}, got {shape.family!r}")
 

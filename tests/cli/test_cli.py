@@ -59,7 +59,10 @@ def test_help_and_import_load_no_torch():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(capfd, verb):
-    assert "Usage: glassformer" in run_ok(capfd, verb, "--help").out
+    shown = run_ok(capfd, verb, "--help").out
+    assert "Usage: glassformer" in shown
+    assert "ARGS" not in shown
+    assert "--config FILE.toml" in shown
 
 
 def test_transformers_opens_the_best_checkpoint(run):
@@ -264,7 +267,7 @@ def test_ctrl_c_stops_only_the_answer(capfd, run, monkeypatch):
     monkeypatch.setattr(LanguageModel, "stream", interrupted)
     type_lines(monkeypatch, "The cat", "The dog")
     shown = run_ok(capfd, "chat", run, "--max-tokens", 3)
-    assert "1 tokens, " in shown.err
+    assert "1 token, " in shown.err
     assert shown.err.count("tokens/s") == 2
 
 
@@ -308,14 +311,14 @@ def test_train_seq2seq(capfd, tmp_path, sizes):
     [
         (["generate", "nowhere", "x"], "nowhere is not a folder"),
         (["generate", "RUN", "x", "--temperature", "-1"], "temperature must be"),
-        (["generate", "RUN", "x", "--temperature", "0", "--top-k", "3"], "top_k has no effect"),
+        (["generate", "RUN", "x", "--temperature", "0", "--top-k", "3"], "--top-k has no effect"),
         (["generate", "RUN", "x", "--max-tokens", "500"], "context holds 64"),
         (["generate", "RUN", "x", "--device", "abacus"], "device 'abacus'"),
         (["generate", "RUN", "--ids", "1,x"], "--ids must be whole numbers"),
         (["train", "--out", "NEW"], "DATA is missing"),
         (["train", "nothing-here.txt", "--out", "NEW"], "nothing-here.txt"),
         (["train", "TEXT", "--out", "RUN"], "holds a run already"),
-        (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
+        (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of --n-heads"),
         (["train", "--task", "seq2seq", "--out", "NEW"], "DATA is missing: give files, folders, globs"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no example could be read"),
         (["train", "TEXT", "--out", "NEW", "--cell", "gru"], "--cell is an option of --task seq2seq --arch recurrent"),
@@ -326,6 +329,15 @@ def test_train_seq2seq(capfd, tmp_path, sizes):
             ["train", "TEXT", "--out", "NEW", "--label-smoothing", "0.1"],
             "--label-smoothing is an option of --task seq2seq",
         ),
+        (["train", "TEXT", "--out", "NEW", "--optim.embed-lr", "-1"], "--optim.embed-lr must be above 0"),
+        (
+            ["train", "TEXT", "--out", "NEW", "--n-heads", "3"],
+            "--d-model must be a multiple of --n-heads",
+        ),
+        (["train", "TEXT", "--out", "NEW", "--init.std", "1e99"], "--init.std must be above 0 and at most 1,000"),
+        (["generate", "RUN", "x", "--max-tokens", "0"], "--max-tokens must be a whole number from 1, got 0"),
+        (["chat", "RUN", "--max-tokens", "0"], "--max-tokens must be a whole number from 1, got 0"),
+        (["serve", "RUN", "--port", "99999"], "--port must be from 0"),
         (["eval", "RUN"], "DATA is missing"),
         (["eval", "RUN", "TEXT", "--batch", "-1"], "--batch must be at least 1, got -1"),
         (["eval", "RUN", "TEXT", "--batch", "0"], "--batch must be at least 1, got 0"),

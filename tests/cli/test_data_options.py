@@ -90,7 +90,7 @@ def test_skipped_files_and_notes_are_printed_by_every_command(folder, capfd):
         error = run_ok(capfd, *command).err
         shown = [line.removeprefix("skipped: ") for line in error.splitlines() if line.startswith("skipped: ")]
         assert shown == skipped
-        assert "CRLF was replaced by LF in 1 files" in error
+        assert "CRLF was replaced by LF in 1 file" in error
     assert "1 not JSON" not in run_ok(capfd, "train", "--out", "run", "--resume", "--steps", "2").err
     assert "d/a.jsonl:41: " in run_error(capfd, "train", "d", "--out", "new", "--strict", *STEP)
 

@@ -191,7 +191,7 @@ def test_resume_with_option_of_another_run_raises_error(capfd, run):
     assert "from_model was None, now 'x'" in run_error(capfd, *common, "--from", "x")
     assert "tokenizer.kind was 'auto', now 'word'" in run_error(capfd, *common, "--tokenizer.kind", "word")
     assert "task.strict was False, now True" in run_error(capfd, *common, "--strict")
-    assert "held_out_data was" in run_error(capfd, *common, "--held-out-data", "x.tsv")
+    assert "--held-out-data was" in run_error(capfd, *common, "--held-out-data", "x.tsv")
 
 
 def test_from_a_translator(capfd, run, tmp_path):
@@ -250,6 +250,6 @@ def test_data_check_of_examples(capfd, run, tmp_path):
     )
     assert "p.tsv:61: no tab" in run_error(capfd, *check, "--strict")
     assert "separator is an option of task lm" in run_error(capfd, *check, "--separator", "x")
-    assert "text_field is an option of task lm" in run_error(capfd, *check, "--text-field", "x")
+    assert "--text-field is an option of task lm" in run_error(capfd, *check, "--text-field", "x")
     assert "context must be at least 2" in run_error(capfd, *check, "--context", 0)
     assert "--source-context is an option of --task seq2seq" in run_error(capfd, *check[:3], "--source-context", 9)

@@ -113,7 +113,7 @@ def test_invalid_input_raises_error_that_names_it(capfd, folder, tmp_path):
             "text 2 of 2: the text has 90 tokens, and the encoder's context holds 24",
         ),
         (["translate", folder, "a", "--n", 2], "need a beam of at least 2, got 1"),
-        (["translate", folder, "a", "--max-tokens", 25], "max_tokens 25 does not fit"),
+        (["translate", folder, "a", "--max-tokens", 25], "--max-tokens 25 does not fit"),
         (["translate", tmp_path, "a"], "is a decoder-only language model: use `glassformer generate`"),
         (["translate", "nowhere", "a"], "nowhere is not a folder"),
         (["generate", folder, "a"], "is an encoder-decoder: use `glassformer translate`"),

@@ -14,6 +14,7 @@ from glassformer.kernels.attention import ATTENTION, PRODUCTS_LENGTH, choose_att
 from glassformer.kernels.cpu import multiplies_natively
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import PREPACK_ROWS, choose_linear, prepack
+from glassformer.kernels.native.library import choose_library
 from glassformer.kernels.placement import choose_placement
 from glassformer.nn.step import Step
 
@@ -99,4 +100,5 @@ def test_describe_reports_all_choices():
     placement = choose_placement("cpu", "auto", stored=BF16, n_parameters=1000)
     assert (placement.device, placement.dtype) == (torch.device("cpu"), F32)
     found = {choice.what: choice.value for choice in describe(CONFIGS["gemma2"](), placement)}
-    assert found == {"device": "cpu", "dtype": "float32", "attention": "reference", "linear": "torch"}
+    kernels = {"kernels": choose_library().value}
+    assert found == {"device": "cpu", "dtype": "float32", "attention": "reference", "linear": "torch"} | kernels

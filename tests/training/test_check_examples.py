@@ -99,7 +99,7 @@ def test_examples_with_unknown_characters_are_counted(tmp_path):
     tokenizer = train_tokenizer(["abc"], kind="char", vocab_size=50)
     report = check_examples(path, tokenizer, held_out=0)
     assert report.unknown == 2
-    assert "2 examples have text that the tokenizer has no token for" in report.render()
+    assert "2 examples with text that the tokenizer has no token for" in report.render()
 
 
 def test_rendered_report(tmp_path, file):

@@ -58,6 +58,11 @@ def test_wrong_value_raises_error_that_names_it(name):
         (lambda: OptimConfig(lr=math.inf), "optim.lr must be a finite number or None, got inf"),
         (lambda: OptimConfig(lr=1e99), "optim.lr must be above 0 and at most 1,000, got 1e+99"),
         (lambda: OptimConfig(lr=0.0), "optim.lr must be above 0 and at most 1,000, got 0.0"),
+        (lambda: InitConfig(std=1e99), "init.std must be above 0 and at most 1,000, got 1e+99"),
+        (
+            lambda: LanguageModelTaskConfig(ShapeConfig(rope_theta=1e99)),
+            "rope_theta must be above 0 and at most 1e",
+        ),
         (lambda: OptimConfig(weight_decay=1e99), "optim.weight_decay must be from 0 to 1,000, got 1e+99"),
         (lambda: OptimConfig(clip=math.nan), "optim.clip must be a finite number, got nan"),
         (lambda: ScheduleConfig(warmup=2.5), "schedule.warmup must be a whole number, got 2.5"),

@@ -138,7 +138,7 @@ def test_few_documents_hold_out_the_tail_of_each_without_duplicates(tmp_path):
     train, aside = document_texts(shards.train), document_texts(shards.held_out)
     assert [a + b for a, b in zip(train, aside, strict=True)] == documents[:2]
     assert all(0.07 < len(b) / len(d) < 0.11 for b, d in zip(aside, documents, strict=False))
-    assert shards.notes[1] == "1 duplicates of them are excluded"
+    assert shards.notes[1] == "excluded: 1 duplicate of them"
     assert "2 documents" in shards.notes[0]
 
 
@@ -171,13 +171,13 @@ def test_held_out_given(tmp_path):
     assert document_texts(shards.held_out) == ["aside", stories(20)[3]]
     assert document_texts(shards.train) == [s for i, s in enumerate(stories(20)) if i != 3]
     assert shards.index["left_out"]["documents"] == 1
-    assert "1 training documents are equal" in shards.notes[0]
+    assert "excluded: 1 training document equal" in shards.notes[0]
     assert set(np.load(tmp_path / "data/documents.npy")["side"]) == {TRAIN, HELD_OUT, LEFT_OUT}
 
 
 def test_no_training_document_raises_data_error(tmp_path):
     assert prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "a", held_out=0.0).held_out.n_documents == 0
-    with pytest.raises(DataError, match="there is no training document: 1 training documents are equal"):
+    with pytest.raises(DataError, match="there is no training document: excluded: 1 training document equal"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out_sources=Texts(["abc"]))
     with pytest.raises(DataError, match="there is no training document: the data has no documents"):
         prepare(Texts([]), ByteTokenizer(), tmp_path / "b")
@@ -262,7 +262,7 @@ def test_skipped_notes_and_progress(tmp_path):
                      progress=lambda *x: told.append(x))  # fmt: skip
     assert shards.skipped["not JSON"]["count"] == 1
     assert "a.jsonl:31" in shards.skipped["not JSON"]["examples"][0]
-    assert shards.notes == ["CRLF was replaced by LF in 1 files"]
+    assert shards.notes == ["CRLF was replaced by LF in 1 file"]
     size = (tmp_path / "a.jsonl").stat().st_size + 10
     assert told[-1] == (size, size, "tokenizing")
     with pytest.raises(DataError, match=r"a.jsonl:31.*not JSON"):

@@ -92,7 +92,7 @@ def test_files_folders_and_kinds(data_dir):
 )
 def test_standard_input(monkeypatch, data):
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
-    assert read("-") == [("-:1", "one", "1"), ("-:2", "two", "2")]
+    assert read("-") == [("standard input:1", "one", "1"), ("standard input:2", "two", "2")]
 
 
 BAD = {

@@ -210,16 +210,16 @@ def test_missing_files_raise_data_error(data_dir):
 
 def test_stdin(data_dir, monkeypatch):
     stdin(monkeypatch, b'{"text": "one"}\n{"text": "two"}\n')
-    assert texts(DocumentFiles("-")) == [("-:1", "one"), ("-:2", "two")]
+    assert texts(DocumentFiles("-")) == [("standard input:1", "one"), ("standard input:2", "two")]
     stdin(monkeypatch, b"{not json}\nbut text\n")
-    assert texts(DocumentFiles("-")) == [("-", "{not json}\nbut text\n")]
+    assert texts(DocumentFiles("-")) == [("standard input", "{not json}\nbut text\n")]
     stdin(monkeypatch, b"one\n---\ntwo")
     given = DocumentFiles(["-"], ReadOptions(separator="---"))
     for _ in range(2):
-        assert texts(given) == [("-#1", "one"), ("-#2", "two")]
+        assert texts(given) == [("standard input#1", "one"), ("standard input#2", "two")]
     assert given.total_bytes == given.bytes_read == 11
     stdin(monkeypatch, b"")
-    with pytest.raises(DataError, match=r"from -: 1 empty \(-\)"):
+    with pytest.raises(DataError, match=r"from standard input: 1 empty \(standard input\)"):
         list(DocumentFiles("-"))
 
 

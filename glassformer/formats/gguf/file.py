@@ -12,6 +12,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
+from glassformer.formats.gguf.blocks import PACKINGS
 from glassformer.formats.gguf.header import TensorInfo, read_header
 from glassformer.formats.gguf.shards import shard_paths
 from glassformer.formats.reader import FLOAT_DTYPES, ReadBuffer, TensorFile, read_rows
@@ -75,12 +76,29 @@ class GgufFile(TensorFile):
     def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         info = self.names[name]
         is_vector = len(info.shape) <= 1
-        n_rows, shape = (1, info.shape) if is_vector else (info.shape[0], info.shape[1:])
-        row_bytes = info.nbytes // max(1, n_rows)
-        for first, chunk in read_rows(self.path, info.byte_offset, n_rows, row_bytes, buffer):
+        shape = info.shape if is_vector else info.shape[1:]
+        for first, chunk in self._byte_rows(info, 1 if is_vector else info.shape[0], buffer):
             is_float = info.type in FLOAT_DTYPES
             rows = chunk.view(FLOAT_DTYPES[info.type]) if is_float else self._decode(chunk, info.type)
             yield (0, rows.view(shape)) if is_vector else (first, rows.view(-1, *shape))
+
+    def quantized_bytes(self, name: str) -> int | None:
+        info = self.names[name]
+        return None if info.type in FLOAT_DTYPES else info.nbytes
+
+    def block_type(self, name: str) -> str | None:
+        info = self.names[name]
+        return info.type if info.type in PACKINGS and len(info.shape) > 1 else None
+
+    def block_rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        info = self.names[name]
+        row_bytes = info.shape[-1] // PACKINGS[info.type].size * PACKINGS[info.type].nbytes
+        for first, chunk in self._byte_rows(info, info.shape[0], buffer):
+            yield first, chunk.view(len(chunk), *info.shape[1:-1], row_bytes)
+
+    def _byte_rows(self, info: TensorInfo, n_rows: int, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        row_bytes = info.nbytes // max(1, n_rows)
+        return read_rows(self.path, info.byte_offset, n_rows, row_bytes, buffer)
 
     def vector(self, name: str) -> list[float]:
         """Return a short vector; each number is the shortest equal decimal."""

@@ -21,6 +21,7 @@ from glassformer.formats.gguf.quantize import CHUNK, quantize
 from glassformer.formats.gguf.tensor_types import FILE_TYPES, tensor_types
 from glassformer.formats.save import GgufKind
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
+from glassformer.kernels.packed_linear import ModelWeights
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 
@@ -53,7 +54,8 @@ def save_gguf(
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     architecture, metadata, vectors = write_metadata(model.config)
     metadata |= {"general.file_type": FILE_TYPES[kind].number, "general.quantization_version": 2}
-    parameters = _stored_parameters(model)
+    weights = ModelWeights(model)
+    parameters = _stored_parameters(model, weights)
     mappings = map_tensors(gguf_family(family_of(model.config)), model.config, parameters)
     shapes = {mapping.tensor_name: mapping.shape(parameters) for mapping in mappings}
     types = tensor_types(shapes, kind, metadata)
@@ -86,7 +88,9 @@ def save_gguf(
             for values in vectors.values():
                 writer.write_tensor_data(np.array(values, np.float32))
             for mapping in mappings:
-                writer.write_tensor_data(_encode(mapping, parameters, types[mapping.tensor_name], advance))
+                values = {name: parameters[name] for name in mapping.parameter_names}
+                values |= {name: weights[name] for name, value in values.items() if value.is_meta}
+                writer.write_tensor_data(_encode(mapping, values, types[mapping.tensor_name], advance))
         finally:
             writer.close()
 
@@ -97,10 +101,13 @@ def left_out(model: Decoder | EncoderDecoder | TextEncoder) -> list[str]:
     return [part for part in parts if getattr(model, part) is not None]
 
 
-def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder) -> dict[str, Tensor]:
-    """Return the parameters that are stored; of the position table the rows from the first position on."""
+def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder, weights: ModelWeights) -> dict[str, Tensor]:
+    """Return the parameters that are stored, packed ones without their numbers (meta).
+
+    Of the position table these are the rows from the first position on.
+    """
     omitted = tuple(f"{part}." for part in left_out(model))
-    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(omitted)}
+    parameters = {name: p for name, p in weights.shapes.items() if not name.startswith(omitted)}
     if "positions.weight" in parameters:
         parameters["positions.weight"] = parameters["positions.weight"][model.config.position_offset :]
     return parameters

@@ -19,6 +19,7 @@ from glassformer.families import family_of
 from glassformer.formats.tensor_mapping import map_tensors
 from glassformer.inspect.capture.points import live
 from glassformer.inspect.capture.recorder import RecorderTap
+from glassformer.kernels.packed_linear import weight_shapes
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import Step
@@ -67,7 +68,7 @@ def compare(
         sources: source token ids of an encoder-decoder.
     """
     points = live(ours.config)
-    parameters: dict[str, Tensor] = dict(ours.named_parameters())
+    parameters = weight_shapes(ours)
     modules, seen, hooks = dict(theirs.named_modules()), {}, []
     family = family_of(ours.config)
     for entry in map_tensors(family, ours.config, parameters):

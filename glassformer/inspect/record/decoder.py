@@ -20,6 +20,7 @@ from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
 from glassformer.inspect.trace.blocks import BlockTrace
 from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.trace import Language
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.step import Step
 
@@ -50,7 +51,7 @@ def record_text(
     before_forward: Callable[[], None] | None = None,
 ) -> Pausing[T]:
     """Record the trace of a given text, with a pause after each chunk. Errors: those of `lm.trace`."""
-    config, device = lm.model.config, lm.model.embed.weight.device
+    config, device = lm.model.config, device_of(lm.model)
     check_ids("text", ids, config.vocab_size)
     if len(ids) > config.context_length:
         raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {config.context_length}")
@@ -146,7 +147,7 @@ def _capture(
     lm: Language, capture: Sequence[str], budget: int | None, editor: Edits | None, length: int, cached: int = 0
 ) -> TraceCapture:
     """Return the capture of a text. cached: how many numbers the cache holds while it is recorded."""
-    config, edited, itemsize = lm.model.config, edited_points(editor), lm.model.embed.weight.element_size()
+    config, edited, itemsize = lm.model.config, edited_points(editor), dtype_of(lm.model).itemsize
     check_budget(config, capture, edited, length, itemsize, budget, cache_bytes=cached * itemsize)
     return TraceCapture(config, captured_points(config, capture, edited), length)
 
@@ -154,6 +155,6 @@ def _capture(
 def _trace(
     trace_type: type[T], lm: Language, store: TraceCapture, ids: Sequence[int], editor: Edits | None, **rest: Any
 ) -> T:
-    row = torch.tensor(ids, device=lm.model.embed.weight.device)
+    row = torch.tensor(ids, device=device_of(lm.model))
     captured = CapturedValues(lm.model, row, store.result(), editor, edited_points(editor), store.last_logits)
     return trace_type(lm, captured, **trace_fields(editor), **rest)

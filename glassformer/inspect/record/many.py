@@ -23,6 +23,7 @@ from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
 from glassformer.inspect.capture.points import find, match
 from glassformer.inspect.trace.trace import Language
+from glassformer.nn.linear import device_of
 from glassformer.nn.step import Step
 
 FileFormat = Literal["safetensors", "npy"]
@@ -97,7 +98,7 @@ def stream_activations(
         CapacityError: a text is longer than the context.
         RequestError: a text is empty, or a token id is outside the vocabulary.
     """
-    config, device = lm.model.config, next(lm.model.parameters()).device
+    config, device = lm.model.config, device_of(lm.model)
     for i, ids in enumerate(sequences):
         check_ids(f"text {i + 1} of {len(sequences)}", ids, config.vocab_size)
         if len(ids) > config.context_length:

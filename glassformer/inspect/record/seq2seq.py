@@ -28,6 +28,7 @@ from glassformer.inspect.trace.recurrent import RecurrentTrace, SourceTokens
 from glassformer.inspect.trace.seq2seq import EncoderTrace, Seq2seqTrace
 from glassformer.inspect.trace.trace import Language
 from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.model import Encoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
@@ -69,13 +70,13 @@ def record_encoder(
     editor: Edits | None = None,
 ) -> E:  # fmt: skip
     """Record the trace of one text in an encoder. CapacityError where the text is longer than its context."""
-    weight, context = model.embed.weight, model.config.context_length
+    context = model.config.context_length
     if len(ids) > context:
         raise CapacityError(f"the text has {len(ids)} tokens, and the encoder's context holds {context}")
     edited = edited_points(editor)
-    check_budget(model.config, capture, edited, len(ids), weight.element_size(), budget)
+    check_budget(model.config, capture, edited, len(ids), dtype_of(model).itemsize, budget)
     store = TraceCapture(model.config, captured_points(model.config, capture, edited), len(ids))
-    row = torch.tensor([ids], device=weight.device)
+    row = torch.tensor([ids], device=device_of(model))
     step = Step.of(row)
     step.tap = CapturingTap(step, (0,), editor, store)
     states = model(row, step)
@@ -109,11 +110,11 @@ def record_seq2seq(
     own = [name for name in names if not name.startswith(ENCODER)]
     encoder_edits = None if editor is None else editor.for_encoder()
     encoder = record_encoder(trace_type.source_type, lm, model.encoder, source, inner, budget, encoder_edits)
-    weight, limit = model.embed.weight, (BUDGET if budget is None else budget)
+    limit = BUDGET if budget is None else budget
     left = max(1, limit - encoder.bytes)
-    check_budget(model.config, own, edited, len(ids), weight.element_size(), left, len(source))
+    check_budget(model.config, own, edited, len(ids), dtype_of(model).itemsize, left, len(source))
     store = TraceCapture(model.config, captured_points(model.config, own, edited), len(ids))
-    row, encoded = torch.tensor([ids], device=weight.device), encoder.encoded
+    row, encoded = torch.tensor([ids], device=device_of(model)), encoder.encoded
     run(run_decoder(model, row, store, editor, encoded, before_forward))
     captured = CapturedValues(model, row[0], store.result(), editor, edited, store.last_logits, encoded)
     rest = {"n_prompt": n_prompt, "finish": finish, "budget": left} | trace_fields(editor)
@@ -132,11 +133,11 @@ def record_recurrent(
     """
     model: RecurrentEncoderDecoder = lm.model
     match(model.config, capture)
-    device, config, limit = model.head.weight.device, model.config, BUDGET if budget is None else budget
+    device, config, limit = device_of(model), model.config, BUDGET if budget is None else budget
     check_number("budget", limit, 1, 1 << 62)
     t, s, width = len(ids), len(source), config.d_hidden
     need = t * config.target_vocab_size + s * width + (t * (2 * s + width) if config.attention else 0)
-    if (need := need * model.head.weight.element_size()) > limit:
+    if (need := need * dtype_of(model).itemsize) > limit:
         raise CapacityError(
             f"this trace takes {format_bytes(need)}, and the budget is {format_bytes(limit)}: shorten the texts or "
             "raise the budget"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeVar
 
@@ -33,6 +34,8 @@ from glassformer.inspect.trace.recurrent import RecurrentTrace, SourceTokens
 from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.json_file import check_schema, read_json
+from glassformer.kernels.packed_linear import packed_modules
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.protocols import EncodedSource
 
 FORMAT, ABOUT, LAST, EDIT = 2, "trace.json", "last_logits", "edit."
@@ -50,7 +53,8 @@ def signature(model: Any) -> str:
     It covers the configuration, and for each parameter the sum of its numbers as integers and a sample of them.
     """
     digest = hashlib.sha256(json.dumps(as_dict(model.config), sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    packed = ((f"{name}.packed", module.packed) for name, module in packed_modules(model))
+    for name, parameter in chain(model.named_parameters(), packed):
         flat = parameter.detach().flatten().view(INTEGERS[parameter.element_size()])
         some = flat[:: max(1, len(flat) // SAMPLE)].cpu().contiguous()
         digest.update(f"{name} {list(parameter.shape)} {parameter.dtype} {int(flat.sum(dtype=torch.int64))}".encode())
@@ -182,7 +186,7 @@ def _trace(trace_type: type[T], lm: Any, about: SavedTrace, found: dict[str, Ten
 
     KeyError names what is missing; ValueError says what does not fit the model.
     """
-    store, device = Store(), next(lm.model.parameters()).device
+    store, device = Store(), device_of(lm.model)
     for name in [name for name in found if name.startswith(EDIT)]:
         if found[name].dtype != torch.float32 or store.put(found.pop(name)) != name.removeprefix(EDIT):
             raise ValueError(f"{name} must be float32 with the SHA-256 of its name")
@@ -193,7 +197,7 @@ def _trace(trace_type: type[T], lm: Any, about: SavedTrace, found: dict[str, Ten
         editor
     )
     rest["reprefills"] = about["rereads"]
-    dtypes = {torch.float32, next(lm.model.parameters()).dtype}
+    dtypes = {torch.float32, dtype_of(lm.model)}
 
     def captured(
         model: Any, ids: list[int], prefix: str, editor: Edits | None, encoded: EncodedSource | None = None

@@ -25,6 +25,7 @@ from glassformer.inspect.trace.recompute import (
 )
 from glassformer.inspect.trace.trace import CAPTURED, Indices, Trace, is_one
 from glassformer.inspect.trace.value import Value
+from glassformer.kernels.packed_linear import rounding_of
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 
@@ -137,8 +138,9 @@ class BlockTrace(Trace):
                 i, end = layer_of(name), f"{layer}.out"
                 assert i is not None
                 out = run_block(self.captured, i, [end], at, end, before_edit=end)[end]
-            parts, error = heads(self.attention(layer).o, z[None], out[None])
-        return Value(name, parts[0], self.axes(name), error, SUMMED)
+            o = self.attention(layer).o
+            parts, error = heads(o, z[None], out[None])
+        return Value(name, parts[0], self.axes(name), error, SUMMED + rounding_of(o))
 
     def _value(self, name: str, found: Found) -> Value:
         tensor, error, identity = found[name]

@@ -31,6 +31,7 @@ from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.value import Value
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
+from glassformer.nn.linear import dtype_of
 from glassformer.plain_numbers import plain_indices, plain_number
 from glassformer.text.tokenizer import Tokenizer
 
@@ -219,7 +220,7 @@ class Trace(ABC):
 
     def check_budget(self, name: str, n_tokens: int, n_heads: int | None = None) -> None:
         """Raise CapacityError where a value of so many tokens, and heads, is larger than the budget."""
-        itemsize = 4 if self.point(name).kind == "derived" else self.model.embed.weight.element_size()
+        itemsize = 4 if self.point(name).kind == "derived" else dtype_of(self.model).itemsize
         need = math.prod(self.shape(name)) * itemsize
         need = need * n_tokens // len(self)
         if n_heads is not None:

@@ -12,6 +12,8 @@ from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Language, ModelKind, Receipt, Trace
 from glassformer.inspect.views.support import UNAVAILABLE
+from glassformer.kernels.packed_linear import packed_modules, weight_shapes
+from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -96,7 +98,7 @@ class Times:
 def anatomy(lm: Language) -> Anatomy:
     """The parts of a model with their parameter counts, computed from the parameters; they cover all parameters."""
     found: dict[tuple[str, int | None], list[WeightMatrix]] = {}
-    for name, p in lm.model.named_parameters():
+    for name, p in weight_shapes(lm.model).items():
         found.setdefault(classify_parameter(name), []).append(WeightMatrix(name, tuple(p.shape), p.numel()))
     parts = tuple(
         ModelPart(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
@@ -105,14 +107,15 @@ def anatomy(lm: Language) -> Anatomy:
     total = sum(part.parameters for part in parts)
     kind = lm.kind
     stored = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
+    stored |= {module.packed.data_ptr(): module.n_out * module.n_in for _, module in packed_modules(lm.model)}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {one: sum(p.parameters for p in parts if p.kind == one) / total for one in kinds}
     receipt = Receipt(
-        "sum(p.numel() for p in lm.model.parameters())",
+        "lm.n_parameters",
         "sum of the parts - the state dict",
         sum(stored.values()) - total,
     )
-    config, dtype = lm.model.config, str(next(lm.model.parameters()).dtype).removeprefix("torch.")
+    config, dtype = lm.model.config, str(dtype_of(lm.model)).removeprefix("torch.")
     if isinstance(config, RecurrentConfig):
         return Anatomy(
             kind, config.cell, config.target_vocab_size, config.d_model, None, None, False, dtype, (), (), parts,
@@ -176,7 +179,7 @@ class _Clock:
 def times(t: Trace, *, rounds: int = 3) -> Times:
     """The time that each part of a forward pass over this text takes: the median of `rounds` forward passes."""
     check_number("rounds", rounds, 1, 20)
-    ids = torch.tensor([t.ids], device=t.model.embed.weight.device)
+    ids = torch.tensor([t.ids], device=device_of(t.model))
     runs: list[dict[str, float]] = []
     for _ in range(rounds):
         clock, before = _Clock(), time.perf_counter()

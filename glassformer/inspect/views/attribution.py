@@ -18,6 +18,7 @@ from glassformer.errors import RequestError
 from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.direct_path import DirectPath, FrozenNorm, why_no_direct_path
+from glassformer.kernels.packed_linear import rounding_of, weight_rows
 
 STREAM = ("resid_mid", "resid_cross", "resid_post")
 SUM = "|sum of all shares - difference of the logits|"
@@ -67,9 +68,9 @@ def attribution(
     one, other = choose_tokens(t, logits, target, rival)
     last = f"blocks.{config.n_layers - 1}.resid_post"
     x = t.at(last, where).tensor
-    path, weight = DirectPath(t, where), t.model.head.weight
-    direction = weight[one].double() - weight[other].double()
-    both = [one, other]
+    path, both = DirectPath(t, where), [one, other]
+    weight = weight_rows(t.model.head, both).double()
+    direction = weight[0] - weight[1]
     head_bias = x.new_zeros(2).double() if t.model.head.bias is None else t.model.head.bias[both].double()
     of_head = (head_bias[0] - head_bias[1]).item()
     constant = (path.final.shift * path.scale * direction).sum().item() + of_head
@@ -107,7 +108,7 @@ def attribution(
     raw, off = capped, 0.0
     if (cap := config.logit_softcap) is not None:
         normed = t.at("final.norm", where).tensor.double() * path.scale
-        before = weight[both].double() @ normed + head_bias
+        before = weight @ normed + head_bias
         after = cap * torch.tanh(before / cap)
         raw, off = (before[0] - before[1]).item(), abs((after[0] - after[1]).item() - capped)
     total = sum(map(sum, heads)) + sum(biases) + sum(mlps) + embedding + constant + of_edits
@@ -115,7 +116,7 @@ def attribution(
     code = f"t.attribution(position={where}, target={one}, rival={other})"
     return Attribution(
         where, tokens[0], tokens[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant,
-        of_edits, Receipt(code, SUM, larger(abs(total - raw), off)),
+        of_edits, Receipt(code, SUM + rounding_of(*t.model.modules()), larger(abs(total - raw), off)),
     )  # fmt: skip
 
 

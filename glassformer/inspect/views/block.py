@@ -112,11 +112,12 @@ def _neurons(
     module = get_block(t, layer)
     mlp = module.mlp
     assert isinstance(mlp, MLP)
-    norms = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
+    down = mlp.down.weight
+    norms = act.abs() * torch.linalg.vector_norm(down, dim=0, dtype=torch.float32)
     best = norms.topk(min(top, len(act))).indices
     tokens: list[tuple[tuple[Named, ...], tuple[Named, ...]]] = [((), ())] * len(best)
     if direct is not None:
-        written = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
+        written = (down[:, best].float() * act[best]).T  # [top, D]
         logits = direct.logits(FrozenNorm(module.mlp_out_norm, out)(written))  # [top, V]
         n = min(4, logits.shape[-1])
         most, least = (logits.topk(n, -1, largest=largest) for largest in (True, False))

@@ -18,6 +18,7 @@ from glassformer.inspect.trace.recompute import MAX_SCORES, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import get_block, patterns_of
 from glassformer.inspect.views.result import off
+from glassformer.nn.linear import device_of
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 
@@ -120,7 +121,7 @@ def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
 def cache_speed(t: Trace, *, rounds: int = 3) -> CacheSpeed:
     """The time that the cache saves on the last token of this text, and the error of the cached logits."""
     check_number("rounds", rounds, 1, 20)
-    model, device = t.model, t.model.embed.weight.device
+    model, device = t.model, device_of(t.model)
     ids = torch.tensor([t.ids], device=device)
     n = len(t.ids)
     times: dict[str, list[float]] = {"source": [], "prefill": [], "decode": [], "uncached": []}

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.inspect.trace.trace import Trace
+from glassformer.kernels.packed_linear import weight_chunks
 from glassformer.nn.norm import LayerNorm, RMSNorm
 
 VOCAB_CHUNK = 1 << 14  # rows of the head that are in float32 at a time
@@ -49,7 +50,7 @@ class DirectPath:
     """
 
     def __init__(self, t: Trace, position: int):
-        self.scale, self.weight = t.config.head_scale, t.model.head.weight
+        self.scale, self.head = t.config.head_scale, t.model.head
         self.final = FrozenNorm(t.model.norm, t.at(f"blocks.{t.config.n_layers - 1}.resid_post", position).tensor)
 
     def head_input(self, part: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
@@ -59,7 +60,7 @@ class DirectPath:
     def logits(self, part: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Return the share of a part of the residual stream in each logit, before the softcap."""
         x = self.head_input(part).float()
-        return torch.cat([x @ rows.float().T for rows in self.weight.split(VOCAB_CHUNK)], -1)
+        return torch.cat([x @ rows.T for rows in weight_chunks(self.head, VOCAB_CHUNK)], -1)
 
 
 def why_no_direct_path(t: Trace, first: int = 0) -> str | None:

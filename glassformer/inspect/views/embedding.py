@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Language, Receipt, token_text
 from glassformer.inspect.views.result import Named, named, off
+from glassformer.kernels.packed_linear import weight_chunks, weight_pointer, weight_rows, weight_shape
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
@@ -67,19 +68,19 @@ def embedding_tables(lm: Language) -> dict[Table, str]:
     return found
 
 
-def get_table(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
-    """Return a table as Python code and as a tensor. RequestError if the model has no table with this name."""
+def get_table(lm: Language, table: str) -> tuple[str, Any]:
+    """Return a table as Python code, and its layer. RequestError if the model has no table with this name."""
     paths: dict[str, str] = {**embedding_tables(lm)}
     if table not in paths:
         raise RequestError(f"table must be one of {', '.join(map(repr, paths))}, got {table!r}", param="table")
-    return f"lm.model.{paths[table]}", attrgetter(paths[table])(lm.model).detach()
+    return f"lm.model.{paths[table]}", attrgetter(paths[table].removesuffix(".weight"))(lm.model)
 
 
 def distinct_tables(lm: Language) -> tuple[Table, ...]:
     """Return the tables of a model, tied ones once."""
     found: dict[int, Table] = {}
     for table in embedding_tables(lm):
-        found.setdefault(get_table(lm, table)[1].data_ptr(), table)
+        found.setdefault(weight_pointer(get_table(lm, table)[1]), table)
     return tuple(found.values())
 
 
@@ -93,23 +94,22 @@ def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") 
     Raises:
         RequestError: The token is outside the vocabulary, or the model has no such table.
     """
-    name, rows = get_table(lm, table)
-    check_number("token", token, 0, len(rows) - 1)
-    check_number("n", n, 1, len(rows) - 1)
-    row = rows[token].float()
-    lengths = torch.cat([part.float().norm(dim=-1) for part in rows.split(1 << 14)])
-    cosine = torch.cat([part.float() @ row for part in rows.split(1 << 14)]) / (lengths * row.norm()).clamp(min=1e-30)
+    name, layer = get_table(lm, table)
+    n_rows, _ = weight_shape(layer)
+    check_number("token", token, 0, n_rows - 1)
+    check_number("n", n, 1, n_rows - 1)
+    row = weight_rows(layer, token)
+    both = [(part.norm(dim=-1), part @ row) for part in weight_chunks(layer, 1 << 14)]
+    lengths, dots = (torch.cat(parts) for parts in zip(*both, strict=True))
+    cosine = dots / (lengths * row.norm()).clamp(min=1e-30)
     cosine[token] = -2
     best = cosine.topk(n)
     nearest = named(lm, best.indices, best.values)
-    looked_up = rows[token]
-    if table != "output":
-        module = attrgetter(name.removeprefix("lm.model.").removesuffix(".weight"))(lm.model)
-        looked_up = module(torch.tensor([token], device=rows.device))[0]
+    looked_up = row if table == "output" else layer(torch.tensor([token], device=row.device))[0]
     receipt = Receipt(f"{name}[{token}]", "max |row - embedding module's output|", off(looked_up, row))
     tables = distinct_tables(lm)
     shown = Named(token, token_text(lm.tokenizer, token), row.norm().item())
-    return Embedding(shown, len(rows), row, nearest, tables, "output" not in tables, receipt)
+    return Embedding(shown, n_rows, row, nearest, tables, "output" not in tables, receipt)
 
 
 @torch.no_grad()
@@ -119,13 +119,13 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     Raises:
         RequestError: There are fewer than three different tokens, or one is outside the vocabulary.
     """
-    _, rows = get_table(lm, table)
+    _, layer = get_table(lm, table)
     chosen = list(dict.fromkeys(tokens))
     if not 3 <= len(chosen) <= MAX_MAP_TOKENS:
         raise RequestError(f"tokens must be 3 to {MAX_MAP_TOKENS} different ones, got {len(chosen)}", param="tokens")
     for token in chosen:
-        check_number("tokens", token, 0, len(rows) - 1)
-    x = rows[chosen].double()
+        check_number("tokens", token, 0, weight_shape(layer)[0] - 1)
+    x = weight_rows(layer, chosen).double()
     x = x - x.mean(0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     points, share = u[:, :2] * s[:2], (s**2 / (s**2).sum().clamp(min=1e-300))[:2]

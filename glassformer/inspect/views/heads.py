@@ -25,6 +25,7 @@ from glassformer.inspect.views.layer import (
     values_at,
 )
 from glassformer.inspect.views.result import off
+from glassformer.kernels.packed_linear import rounding_of, weight_rows
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
     attention, position = get_attention(t, layer), resolve_position(t, "position", position)
     name = f"blocks.{layer}.attn"
     z, out = values_at(t, f"{name}.z", position), values_at(t, f"{name}.out", position)  # [H, Dv], [D]
-    slices = attention.o.weight.float().unflatten(1, z.shape)  # [D, H, Dv]
+    slices = weight_rows(attention.o, slice(None)).unflatten(1, z.shape)  # [D, H, Dv]
     parts = torch.einsum("hv,dhv->hd", z, slices)
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()
     total = parts.sum(0) if bias is None else parts.sum(0) + bias
     square = (out @ out).clamp(min=1e-30)
-    receipt = Receipt(f't["{name}.heads"][{position}]', "max |sum of heads + bias - attn.out|", off(total, out))
+    identity = f"max |sum of heads + bias - attn.out|{rounding_of(attention.o)}"
+    receipt = Receipt(f't["{name}.heads"][{position}]', identity, off(total, out))
     bias_share = 0.0 if bias is None else (bias @ out / square).item()
     return Heads(layer, position, z, parts, bias, out, parts.norm(dim=-1), parts @ out / square, bias_share, receipt)
 

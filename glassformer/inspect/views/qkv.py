@@ -21,6 +21,7 @@ from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import get_attention, resolve_position, values_at
 from glassformer.inspect.views.result import off
+from glassformer.kernels.packed_linear import rounding_of, weight_rows
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 
@@ -92,7 +93,7 @@ class VectorRows(NamedTuple):
 
 def matrix_rows(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> VectorRows:
     """Return some rows of a matrix in float32."""
-    weight = linear.weight.detach()[some].float()
+    weight = weight_rows(linear, some)
     return VectorRows(
         matrix, of, weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias[some].float()
     )
@@ -170,10 +171,11 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
             before += len(one.weight)
     rotated = 0 if config.rope is None else config.rope.dim or config.head_dim
     over = "the latent, q, k and v" if latents else "q, k and v"
+    identity = f"max |W x + b - value of the forward pass|, over {over}{rounding_of(*attention.children())}"
     return QKV(
         layer, head, kv_head, config.n_heads, config.n_kv_heads, position, dim,
         residual, x, latents, rows["q"], rows["k"], rows["v"], rows["q_rot"], rows["k_rot"], products,
         {end: row.norm().item() for end, row in rows.items()},
         rotated, config.qk_norm is not None,
-        Receipt(f't["{name}.q"][{position}, {head}]', f"max |W x + b - value of the forward pass|, over {over}", error),
+        Receipt(f't["{name}.q"][{position}, {head}]', identity, error),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.inspect.trace.recompute import ATTENDED, MAX_SCORES, attend, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.result import last
+from glassformer.nn.linear import device_of
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
@@ -178,7 +179,7 @@ def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 
     period = min(period, model.config.vocab_size, model.config.context_length // 2)
     generator = torch.Generator().manual_seed(seed)
     once = torch.stack([torch.randperm(model.config.vocab_size, generator=generator)[:period] for _ in range(rows)])
-    ids = once.repeat(1, 2).to(model.embed.weight.device)
+    ids = once.repeat(1, 2).to(device_of(model))
     names = [f"blocks.{i}.attn.probs" for i in range(model.config.n_layers)]
     tap = RecorderTap(*(need for name in names for need in needs(model.config, name)))
     step = Step.of(ids, tap=tap)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,26 @@ def run(ops: Sequence[Op], n_threads: int | None = None) -> None:
         raise RuntimeError("there is no memory for the native kernels")
 
 
+@dataclass(frozen=True)
+class Counters:
+    """How much the native kernels ran: calls from Python, operations in them, and barriers between threads."""
+
+    calls: float = 0
+    operations: float = 0
+    barriers: float = 0
+
+    def since(self, before: Counters, per: float = 1) -> Counters:
+        """Return the difference to earlier counters, divided by `per`."""
+        pairs = zip(astuple(self), astuple(before), strict=True)
+        return Counters(*((now - then) / per for now, then in pairs))
+
+
+def counters() -> Counters:
+    """Return the counters of this process; 0 without native kernels."""
+    library = load_library()
+    return Counters() if library is None else Counters(*library.gf_counters()[:3])
+
+
 def linear(
     x: Float[Tensor, "*B I"],
     matrix: Float[Tensor, "O I"] | PackedMatrix,
@@ -68,21 +89,15 @@ def linear(
         return y
     values = [None if value is None else value.to(torch.float32).contiguous() for value in (bias, residual)]
     common: dict[str, Any] = {"rows": rows, "n_in": n_in, "n_out": n_out, "y": y.data_ptr()}
-    common |= {
-        name: value.data_ptr() for name, value in zip(("bias", "residual"), values, strict=True) if value is not None
-    }
+    given = zip(("bias", "residual"), values, strict=True)
+    common |= {name: value.data_ptr() for name, value in given if value is not None}
     if rows * n_in * n_out < SMALL:
         n_threads = 1
     if isinstance(matrix, PackedMatrix):
         activations = torch.empty(activation_bytes(rows, n_in), dtype=torch.uint8)
         quantize = Op(kind=QUANTIZE, rows=rows, n_in=n_in, x=x.data_ptr(), y=activations.data_ptr())
-        product = Op(
-            kind=LINEAR,
-            format=PACKED_FORMATS[matrix.format],
-            x=activations.data_ptr(),
-            w=matrix.data.data_ptr(),
-            **common,
-        )
+        number = PACKED_FORMATS[matrix.format]
+        product = Op(kind=LINEAR, format=number, x=activations.data_ptr(), w=matrix.data.data_ptr(), **common)
         run([quantize, product], n_threads)
         return y
     weight = matrix.contiguous()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from glassformer.counted import counted
 from glassformer.errors import DataError
 from glassformer.training.data.held_out import UNDECIDED, choose_held_out, exclude_duplicates, hold_out_tails
 from glassformer.training.data.packing import IGNORE, PackedBatch, packed_eval_batches
@@ -66,20 +67,21 @@ class DocumentReport:
         low, median, high = self.characters_each
         lines = [
             f"documents    {self.documents:,}",
-            f"text         {self.bytes:,} bytes, {self.characters:,} characters",
+            f"text         {counted(self.bytes, 'byte')}, {counted(self.characters, 'character')}",
         ]
         if self.tokens is not None:
             lines.append(f"tokens       {self.tokens:,} ({self.bytes / max(1, self.tokens):.2f} bytes each)")
-        lines.append(f"length       {low:,} to {high:,} characters, median {median:,}")
+        lines.append(f"length       {low:,} to {counted(high, 'character')}, median {median:,}")
         if self.tokens_each:
             low, median, high = self.tokens_each
-            lines.append(f"             {low:,} to {high:,} tokens, median {median:,}")
+            lines.append(f"             {low:,} to {counted(high, 'token')}, median {median:,}")
         duplicates = f"{self.duplicates:,}" + (f", e.g. {self.duplicate}" if self.duplicate else "")
         lines.append(f"duplicates   {duplicates if self.duplicates else 'none'}")
         for name, side in (("training", self.train), ("held out", self.held_out), ("excluded", self.left_out)):
             if side["documents"] or name != "excluded":
-                size = f"{side['bytes']:,} bytes" if self.tokens is None else f"{side['tokens']:,} tokens"
-                lines.append(f"{name:12} {side['documents']:,} documents, {size}")
+                unit = "byte" if self.tokens is None else "token"
+                documents = counted(side["documents"], "document")
+                lines.append(f"{name:12} {documents}, {counted(side[f'{unit}s'], unit)}")
         if self.tokens is not None:
             lines.append(f"sequences    {self.train['tokens'] // self.context:,} of {self.context} tokens per epoch")
         lines += [f"note         {note}" for note in self.notes]
@@ -228,7 +230,7 @@ def render_sequence(batch: PackedBatch, tokenizer: Any, index: int = 0) -> str:
     ids, positions, targets = (x[index].tolist() for x in (batch.ids, batch.positions, batch.targets))
     documents = [0] * len(ids) if batch.documents is None else batch.documents[index].tolist()
     lines = [
-        f"a training sequence of {len(ids)} tokens, {documents[-1] + 1} documents "
+        f"a training sequence of {counted(len(ids), 'token')}, {counted(documents[-1] + 1, 'document')} "
         "(| separates tokens, \u23ce is a line break)"
     ]
     for document in range(documents[-1] + 1):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glassformer.counted import counted
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.data.check_documents import MAX_REMEMBERED, min_median_max, visible_token
 from glassformer.training.data.prepare import BATCH_TEXTS, Progress
@@ -64,9 +65,11 @@ class ExampleReport:
         lines = [f"examples     {self.examples:,}, of which {self.train + self.held_out:,} are usable"]
         for name, side in (("sources", self.source), ("targets", self.target)):
             low, median, high = side.characters_each
-            lines.append(f"{name:12} {low:,} to {high:,} characters, median {median:,}; {side.bytes:,} bytes")
+            lines.append(
+                f"{name:12} {low:,} to {counted(high, 'character')}, median {median:,}; {counted(side.bytes, 'byte')}"
+            )
             low, median, high = side.tokens_each
-            lines.append(f"             {low:,} to {high:,} tokens, median {median:,}; limit {side.limit:,}")
+            lines.append(f"             {low:,} to {counted(high, 'token')}, median {median:,}; limit {side.limit:,}")
         lines.append(f"tokens       {self.unit}")
         for name, n, example in (
             ("duplicates", self.duplicates, self.duplicate),
@@ -74,10 +77,12 @@ class ExampleReport:
         ):
             lines.append(f"{name:12} {f'{n:,}, e.g. {example}' if n else 'none'}")
         if self.unknown:
-            lines.append(f"unknown      {self.unknown:,} examples have text that the tokenizer has no token for")
+            lines.append(
+                f"unknown      {counted(self.unknown, 'example')} with text that the tokenizer has no token for"
+            )
         lines += [
-            f"training     {self.train:,} examples, {self.train_targets:,} target tokens",
-            f"held out     {self.held_out:,} examples",
+            f"training     {counted(self.train, 'example')}, {counted(self.train_targets, 'target token')}",
+            f"held out     {counted(self.held_out, 'example')}",
         ]
         lines += [f"skipped      {line}" for line in self.skipped_lines or ["nothing"]]
         return "\n".join([*lines, "", self.sample])

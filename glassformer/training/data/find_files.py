@@ -21,7 +21,7 @@ class FoundFile(NamedTuple):
 
     @property
     def shown(self) -> str:
-        return printable(self.name)
+        return "standard input" if self.name == "-" else printable(self.name)
 
 
 def printable(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glassformer.counted import counted
 from glassformer.training.data.shards import HELD_OUT, LEFT_OUT, TRAIN
 from glassformer.training.data.sources import Document
 
@@ -55,7 +56,7 @@ def exclude_duplicates(records: NDArray[Any], notes: list[str]) -> None:
     copies = (records["side"] == TRAIN) & np.isin(records["hash"], held_out)
     if copies.any():
         records["side"][copies] = LEFT_OUT
-        notes.append(f"{int(copies.sum()):,} training documents are equal to a held-out one and are excluded")
+        notes.append(f"excluded: {counted(int(copies.sum()), 'training document')} equal to a held-out one")
 
 
 class _Chunk(NamedTuple):
@@ -124,7 +125,7 @@ def _tails(file: BinaryIO, waiting: list[_Chunk], notes: list[str], share: float
     )
     notes.append(f"{each} is held out, as a document of its own")
     if count <= waiting[-1].document:
-        notes.append(f"{waiting[-1].document + 1 - count} duplicates of them are excluded")
+        notes.append(f"excluded: {counted(waiting[-1].document + 1 - count, 'duplicate')} of them")
 
 
 def _split_at(file: BinaryIO, parts: list[_Chunk], cut: int) -> Iterator[tuple[Document, int]]:

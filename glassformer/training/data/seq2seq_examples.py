@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glassformer.counted import counted
 from glassformer.errors import DataError
 from glassformer.training.data.byte_streams import MAX_RECORD, OpenFile, Unreadable
 from glassformer.training.data.held_out import choose_held_out
@@ -198,7 +199,7 @@ def _fault(source: list[int], target: list[int], max_source: int, max_target: in
         if not ids:
             return f"{name} without tokens", "0 tokens"
         if len(ids) > limit:
-            return f"{name} of more than {limit:,} tokens", f"{len(ids):,} tokens"
+            return f"{name} of more than {limit:,} tokens", counted(len(ids), "token")
     return None
 
 

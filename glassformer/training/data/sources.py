@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
+from glassformer.counted import counted
 from glassformer.errors import DataError
 from glassformer.training.data.byte_streams import BLOCK, COMPRESSED, OpenFile, Unreadable, open_pipe
 from glassformer.training.data.encoding_hint import encoding_hint, likely_encoding
@@ -195,7 +196,8 @@ class FileStream(Generic[Item]):
                 self._skip("not readable", f"{file.shown}: {error.strerror or error}")
         if not items:
             why = "; ".join(self.skipped.lines()) or "there are no files"
-            raise DataError(f"no {self.unit} could be read from {printable(', '.join(self.given))}: {why}")
+            names = printable(", ".join("standard input" if name == "-" else name for name in self.given))
+            raise DataError(f"no {self.unit} could be read from {names}: {why}")
 
     def _skip(self, reason: str, origin: str) -> None:
         if self.strict:
@@ -290,12 +292,12 @@ class DocumentFiles(FileStream[Document]):
     def notes(self) -> list[str]:
         found = []
         if self.crlf_files:
-            found.append(f"CRLF was replaced by LF in {self.crlf_files:,} files")
+            found.append(f"CRLF was replaced by LF in {counted(self.crlf_files, 'file')}")
         if self.read.separator and self.plain_files and not self.separators:
             found.append(f"the separator {self.read.separator!r} occurs in none of the plain text files")
         if self.end_of_texts and self.read.separator is None:
             found.append(
-                f"{END_OF_TEXT} occurs {self.end_of_texts:,} times and is ordinary text: give --separator "
+                f"{END_OF_TEXT} occurs {counted(self.end_of_texts, 'time')} and is ordinary text: give --separator "
                 f"'{END_OF_TEXT}' to split documents at it"
             )
         return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glassformer.atomic import write_text
+from glassformer.counted import counted
 from glassformer.errors import ConfigError, DataError
 from glassformer.formats.find import find_model
 from glassformer.generate.beam_search import BeamSearch, search
@@ -92,12 +93,14 @@ def prepare_examples(
         train = exclude_sources(train, evaluation)
         overlap = n_train - len(train)
         if overlap:
-            reporter.on_message(f"skipped: {overlap:,} training examples whose source is held out", warning=True)
+            reporter.on_message(
+                f"skipped: {counted(overlap, 'training example')} whose source is held out", warning=True
+            )
     elif config.held_out:
         train, evaluation = train.hold_out(config.held_out)
     else:
         evaluation = train.select(np.arange(0))
-    reporter.on_message(f"{len(train):,} training examples, {len(evaluation):,} held out")
+    reporter.on_message(f"{counted(len(train), 'training example')}, {len(evaluation):,} held out")
     save_examples(folder / "data", train, evaluation)
     counts = {
         "train": len(train),

@@ -6,7 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#define INLINE static inline /* otherwise a build with sanitizers takes minutes */
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
