@@ -189,7 +189,7 @@ def test_workloads_fit_the_context():
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "llama"])
-@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_model_size_is_that_of_the_file(tmp_path, family, kind, tied):
     """The bytes of all tensors, by the gguf package, without the tables of which a step reads a row."""
