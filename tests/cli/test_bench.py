@@ -81,8 +81,8 @@ def test_text(capfd, path):
         (["--batch", "0"], "batch must be"),
         (["--prefill", "-1"], "prefill must be"),
         (["--rounds", "0"], "rounds must be"),
-        (["--new-tokens", "0"], "new_tokens must be"),
-        (["--prompt-tokens", "0"], "prompt_tokens must be"),
+        (["--new-tokens", "0"], "--new-tokens must be"),
+        (["--prompt-tokens", "0"], "--prompt-tokens must be"),
     ],
 )
 def test_numbers_out_of_range(capfd, path, arguments, what):
