@@ -28,7 +28,7 @@ SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 LIBRARY = NATIVE / "lib" / f"kernels{SUFFIX}"
 X86 = {"scalar": ("-O2",), "avx2": ("-mavx2", "-mfma", "-mf16c")}  # scalar at -O3 takes three times as long to compile
 LEVELS = {"x86_64": X86}.get(platform.machine().lower(), {"scalar": ()})  # kernels.c is compiled once for each
-FLAGS = "-std=c11 -O3 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread -Wall -Wextra".split()
+FLAGS = "-std=c11 -O3 -g0 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread -Wall -Wextra".split()
 LINK = "-shared -pthread -lm".split()
 SANITIZE = "-O1 -g -fno-inline -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all".split()
 SANITIZED = ROOT / "build" / "sanitized" / LIBRARY.name

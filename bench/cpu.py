@@ -9,7 +9,8 @@ Writes a model with random weights once per size and format, as a GGUF file in -
 run; transformers runs the same weights in float32 and bfloat16. All take turns within one run: see
 `glassformer/generate/speed.py`. Decoding starts after a prompt of 32 tokens, the prefill ends with the first token. A
 share is that of the measured rate of memory reads (decoding) or of float32 matrix products (prefill), for the weights
-as the file stores them. A format that Glassformer does not write is made by llama.cpp's quantizer.
+as the file stores them. Calls and barriers are those of the native kernels per forward pass. A format that Glassformer
+does not write is made by llama.cpp's quantizer.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def hf_run(name: str, dtype: torch.dtype, args: argparse.Namespace) -> Run:
 
 def measure_file(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the results of all workloads with one size and format."""
+    gc.collect()  # the model before
     path, cpu, results = gguf_file(name, kind, args), torch.device("cpu"), []
     size, before = ModelSize.of(open_checkpoint(path)), resident_bytes() or 0
     begin = time.perf_counter()
@@ -143,7 +145,6 @@ def measure_file(name: str, kind: str, args: argparse.Namespace) -> list[dict[st
             result["memory"] = {OURS: memory} | ({} if other is None else {NAME: other.memory})
             results.append(result)
             print(f"{name} {kind} {WORKS[key].name}", *cells(result)[3:], file=sys.stderr, sep=" | ")
-    gc.collect()
     return results
 
 
@@ -153,10 +154,12 @@ def cells(result: dict[str, Any]) -> list[str]:
     for side in (OURS, NAME, "transformers"):
         found = result["sides"].get(side)
         if found is None:
-            row += ["-"] * (2 if side == OURS else 3)
+            row += ["-"] * 3
             continue
         row += [f"{found['tokens_per_second']:,.1f}", f"{100 * found['share']:.0f}%"]
-        if side != OURS:
+        if side == OURS:
+            row.append(f"{found['native']['calls']:.0f}, {found['native']['barriers']:.0f}")
+        else:
             row.append(f"{found['ratio']:.2f}x ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})")
     return [*row, *(f"{result['memory'].get(side, 0) / 1e6:,.0f}" for side in (OURS, NAME))]
 
@@ -202,7 +205,19 @@ def main() -> None:
     )
     rates = f"memory {best.memory_rate / 1e9:.1f} GB/s, matrix {best.matrix_rate / 1e9:.0f} GFLOP/s"
     print(f"limits: {rates}. Speed in tokens/s, memory in MB.")
-    columns = [OURS, "share", NAME, "share", "ratio", "transformers", "share", "ratio", "memory", f"{NAME}'s"]
+    columns = [
+        OURS,
+        "share",
+        "calls, barriers",
+        NAME,
+        "share",
+        "ratio",
+        "transformers",
+        "share",
+        "ratio",
+        "memory",
+        f"{NAME}'s",
+    ]
     print("\n" + table(["model", "format", "work", *columns], [cells(result) for result in results]))
 
 

@@ -156,6 +156,8 @@ def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    from glassformer.generate.speed import OURS
+
     threads = counted(facts["threads"], "thread")
     head = f"{facts['cpu']} ({' '.join(facts['features'])}), {threads}, torch {facts['torch']}"
     head += ", CPU time" if facts["clock"] == "cpu" else ""
@@ -174,6 +176,10 @@ def _print(facts: dict[str, Any]) -> None:
             cells += [f"{side['tokens_per_second']:,.1f}", _percent(side["share"]), ratio]
         table.add_row(work["name"], *cells)
     out.print(table)
+    native = facts["works"][0]["sides"][OURS].get("native")
+    if native and native["calls"]:
+        counts = ", ".join(f"{count:,.0f} {name}" for name, count in native.items())
+        out.print(f"native kernels per forward pass of {facts['works'][0]['name']}: {counts}")
     if chat := facts["chat"]:
         middle = statistics.median(chat["seconds"])
         out.print(f"first token of an answer to {chat['prompt_tokens']} tokens of a chat: {middle:.2f} s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from cyclopts import Parameter, Token
 from rich.console import Console
@@ -43,6 +43,8 @@ class Machine:
     "auto, cpu, cuda, cuda:N or mps"
     dtype: str = "auto"
     "auto, float32, bfloat16 or float16"
+    quantize: Literal["int8", "int4"] | None = None
+    "Quantize the matrices of a model of floats at load, for a CPU."
     threads: int = 0
     "CPU threads; 0 is all cores"
     offline: Annotated[bool, Parameter(negative="")] = False
@@ -96,7 +98,12 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
     machine.apply()
     with working("loading", quiet=quiet):
         found = load(
-            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
+            model,
+            device=machine.device,
+            dtype=machine.dtype,
+            quantize=machine.quantize,
+            ignore_keys=ignore_keys,
+            offline=machine.offline,
         )
     if not quiet:
         packaged = model in PACKAGED and not os.path.exists(model)
@@ -106,6 +113,8 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
+        if found.quantization is not None:
+            say(str(found.quantization))
         if left := found.left_out:
             tensors = f"{counted(len(left), 'tensor')} of other parts, {left[0]} to {left[-1]}"
             say(f"left out: {tensors}: only text is processed")

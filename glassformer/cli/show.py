@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -30,6 +30,7 @@ PARTS = {
 def show(
     model: str,
     *,
+    quantize: Literal["int8", "int4"] | None = None,
     offline: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
@@ -40,6 +41,8 @@ def show(
     ----------
     model
         A model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
+    quantize
+        Load the model, quantize it, and show the relative error of each matrix.
     offline
         Use no network.
     """
@@ -52,6 +55,7 @@ def show(
     from glassformer.kernels.describe import describe
     from glassformer.kernels.packed_linear import runs_packed
     from glassformer.kernels.placement import choose_placement
+    from glassformer.models.load import load
 
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
@@ -69,6 +73,10 @@ def show(
         "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
         quantized=quantized_matrices(checkpoint), packs=runs_packed(),
     )  # fmt: skip
+    quantization = None
+    if quantize is not None:
+        lm = load(found, quantize=quantize, ignore_keys=ignore_key)
+        placement, quantization = lm.placement or placement, lm.quantization
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -78,6 +86,7 @@ def show(
         "not read": sorted(name for name in checkpoint.reader if name not in used),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
+        **({} if quantization is None else {"quantization": asdict(quantization)}),
         "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
         "tokenizer": None if tokenizer is None else _tokenizer_facts(tokenizer),
         "chat_templates": {} if tokenizer is None else tokenizer.chat_templates,
@@ -143,6 +152,10 @@ def _print(facts: dict[str, Any]) -> None:
         cache = facts["cache"]
         row = f"a sequence of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
         table.add_row("cache", f"{cache['bytes_per_token']:,} bytes per token in 16 bits; {row}")
+    if (quantization := facts.get("quantization")) is not None:
+        for i, one in enumerate(quantization["matrices"]):
+            row = f"{one['format']}  {100 * one['error']:6.2f}%  {one['name']} {list(one['shape'])}"
+            table.add_row("" if i else "errors", row)
     for choice in facts["choices"]:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]

@@ -16,7 +16,7 @@ from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
 from glassformer.formats.checkpoint import Checkpoint, ModelKind, open_checkpoint
 from glassformer.formats.gguf.blocks import pack_blocks
-from glassformer.formats.reader import TensorReader
+from glassformer.formats.reader import FLOAT_DTYPES, TensorReader
 from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 from glassformer.kernels.packed_linear import PackedEmbedding, can_replace, replace_matrix
 from glassformer.kernels.placement import QuantizedMatrices
@@ -105,7 +105,7 @@ def can_pack(model: AnyModel, mapping: TensorMapping, reader: TensorReader, name
 
 
 def quantized_matrices(checkpoint: Checkpoint) -> tuple[QuantizedMatrices, ...]:
-    """Return a GGUF file's quantized matrices by type, and whether they can be packed. Errors: see `account`."""
+    """Return a checkpoint's quantized matrices by type, and whether they can be packed. Errors: see `account`."""
     reader = checkpoint.reader
     if all(reader.quantized_bytes(name) is None for name in reader):
         return ()
@@ -134,6 +134,15 @@ def _pack(
         mapping.fill(blocks, begin, rows)
     for ours, rows in zip(mapping.parameter_names, blocks, strict=True):
         replace_matrix(model, ours, pack_blocks(kind, rows, f"{checkpoint.path}: {name}"))
+
+
+def require_floats(checkpoint: Checkpoint) -> None:
+    """Check that the weights can be quantized. CheckpointError: some are quantized already. Other errors: `account`."""
+    reader, parameters = checkpoint.reader, meta_parameters(checkpoint.config)
+    types = {reader.stored_type(name) for _, name in account(checkpoint, parameters) if name is not None}
+    if quantized := sorted(types - FLOAT_DTYPES.keys()):
+        stored = ", ".join(quantized)
+        raise CheckpointError(f"{checkpoint.path} is quantized already ({stored}): load it as it is, without quantize")
 
 
 class FiniteCheck:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.reader import FLOAT_DTYPES, ReadBuffer, TensorFile
+from glassformer.formats.reader import ReadBuffer, TensorFile
+from glassformer.formats.safetensors_file import TYPES
 
-NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+NAMES = TYPES | {torch.float8_e4m3fn: "F8_E4M3"}
 
 CONVERT = """To convert it, if you trust its author, run with OLD.bin and NEW.bin as arguments:
   python -c 'import sys, torch; torch.save(torch.load(sys.argv[1], "cpu", weights_only=False), sys.argv[2])'

@@ -72,7 +72,7 @@ class TensorFile(Mapping[str, Tensor]):
         """Read a tensor in chunks of about 1 MB: (first row, rows). Each chunk overwrites the one before."""
 
     def quantized_bytes(self, name: str) -> int | None:
-        """Return the bytes of a GGUF tensor of a quantized type; None for other tensors."""
+        """Return the bytes of a quantized tensor; None for other tensors."""
         return None
 
     def block_type(self, name: str) -> str | None:
@@ -140,6 +140,9 @@ class RenamedTensor(TensorFile):
 
     def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         return self.file.rows(self.names[name], buffer)
+
+    def quantized_bytes(self, name: str) -> int | None:
+        return self.file.quantized_bytes(self.names[name])
 
     def block_type(self, name: str) -> str | None:
         return self.file.block_type(self.names[name])

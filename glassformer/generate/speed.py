@@ -25,6 +25,7 @@ from glassformer.generate.decode import decode
 from glassformer.generate.limits import CLOCKS, Limits
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
+from glassformer.kernels.native.ops import Counters, counters
 from glassformer.nn.model import Decoder
 
 OURS = "glassformer"
@@ -58,11 +59,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Timing:
-    """One run: the seconds until the first token of every sequence, those of the others, and all generated ids."""
+    """One run: the seconds until the first token of every sequence, those of the others, and all generated ids.
+
+    native: what the native kernels ran per forward pass of decoding, or in the prefill if nothing was decoded; None for
+    other implementations.
+    """
 
     prefill: float
     decode: float
     ids: list[list[int]]
+    native: Counters | None = None
 
 
 Run = Callable[[list[list[int]], int], Timing]  # (prompts, tokens to decode after the first)
@@ -70,11 +76,15 @@ Run = Callable[[list[list[int]], int], Timing]  # (prompts, tokens to decode aft
 
 @dataclass(frozen=True)
 class Measurement:
-    """The seconds of each implementation in each round. equal_tokens: generated as by ours, before the first other."""
+    """The seconds of each implementation in each round.
+
+    equal_tokens: generated as by ours, before the first other. native: of ours, see `Timing`.
+    """
 
     workload: Workload
     seconds: Mapping[str, list[float]]
     equal_tokens: Mapping[str, int]
+    native: Counters | None = None
 
     def tokens_per_second(self, side: str = OURS) -> float:
         """Return the median rate of an implementation."""
@@ -121,17 +131,18 @@ def measure(
     """
     prompts, names = workload.prompts(vocab_size), list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    ids: dict[str, list[list[int]]] = {}
+    last: dict[str, Timing] = {}
     for i in range(rounds + 1):
         first = i % len(names)
         for name in names[first:] + names[:first]:
             timing = sides[name](prompts, workload.new_tokens)
-            ids[name] = timing.ids
+            last[name] = timing
             if i:
                 seconds[name].append(timing.decode if workload.new_tokens else timing.prefill)
         tick(i + 1, rounds + 1, workload.name)
-    equal = {name: _equal_tokens(ids[OURS], ids[name]) for name in names if name != OURS}
-    return Measurement(workload, seconds, equal)
+    ours = last[OURS]
+    equal = {name: _equal_tokens(ours.ids, last[name].ids) for name in names if name != OURS}
+    return Measurement(workload, seconds, equal, ours.native)
 
 
 def _equal_tokens(ours: list[list[int]], theirs: list[list[int]]) -> int:
@@ -150,13 +161,15 @@ def run_of(model: Decoder, clock: str = "wall") -> Run:
         request = GenerationRequest(prompts, max_tokens=new_tokens + 1, sampling=Sampling(temperature=0.0))
         ids: list[list[int]] = [[] for _ in prompts]
         begin = now()
-        first = begin
+        first, ran, prefilled = begin, counters(), counters()
         for event in decode(model, request):
             if not ids[-1]:  # until the last sequence has its first token
-                first = now()
+                first, prefilled = now(), counters()
             assert event.id is not None
             ids[event.sequence].append(event.id)
-        return Timing(first - begin, now() - first, ids)
+        decoded, all_ran = now() - first, counters()
+        native = all_ran.since(prefilled, new_tokens) if new_tokens else prefilled.since(ran)
+        return Timing(first - begin, decoded, ids, native)
 
     return run
 
@@ -226,7 +239,7 @@ def report(measurement: Measurement, limits: Limits, size: ModelSize | None) -> 
         rate = measurement.tokens_per_second(name)
         found = {"tokens_per_second": rate, "share": share(rate), "seconds": measurement.seconds[name]}
         if name == OURS:
-            return found
+            return found if measurement.native is None else found | {"native": asdict(measurement.native)}
         ratio = dict(zip(("ratio", "ratio_min", "ratio_max"), measurement.ratio(name), strict=True))
         return found | ratio | {"equal_tokens": measurement.equal_tokens[name]}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from glassformer.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Quantize = Literal["int8", "int4"]  # quantization of matrices at load: see `quantize.py`
 SMALL = 50_000_000  # parameters; below it a CPU reads the weights fast enough in float32
 
 
@@ -25,12 +27,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Placement:
-    """The device and dtype of a model, and the reasons. packed: whether quantized matrices stay packed."""
+    """The device and dtype of a model, and the reasons.
+
+    packed: whether quantized matrices stay packed. quantizes: whether the matrices are quantized after loading.
+    """
 
     device: torch.device
     dtype: torch.dtype
     choices: tuple[Choice, ...]
     packed: bool = False
+    quantizes: bool = False
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype to load parameters in: None, each tensor's own, if they are quantized after loading."""
+        return None if self.quantizes else self.dtype
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,26 @@ def choose_placement(
         return Placement(where, getattr(torch, choice.value), (*choices, weights))
     choice = Choice("dtype", "float32", "activations and all weights that are not packed are float32")
     return Placement(where, torch.float32, (choices[0], choice, weights), packed=True)
+
+
+def choose_quantized_placement(device: str, dtype: str, kind: str) -> Placement:
+    """Choose the device and the dtype of a model whose matrices are quantized at load.
+
+    Raises:
+        ConfigError: the kind is unknown, or another device or dtype was requested.
+    """
+    if kind not in get_args(Quantize):
+        raise ConfigError(f"quantize must be {' or '.join(get_args(Quantize))}, got {kind!r}")
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"quantize {kind} runs on a CPU only, got device {device!r}: use auto or cpu")
+    if dtype not in ("auto", "float32"):
+        raise ConfigError(f"quantize {kind} computes in float32, got dtype {dtype!r}: use auto or float32")
+    choices = (
+        Choice("device", "cpu", "quantized matrices run on a CPU only"),
+        Choice("dtype", "float32", "activations and all weights that are not quantized are float32"),
+        Choice("weights", kind, "quantization was requested"),
+    )
+    return Placement(torch.device("cpu"), torch.float32, choices, packed=True, quantizes=True)
 
 
 def choose_weights(

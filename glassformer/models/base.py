@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.formats import Checkpoint, ModelKind, find_model, open_checkpoint
-from glassformer.formats.load import DESCRIPTIONS, quantized_matrices
+from glassformer.formats.load import DESCRIPTIONS, FiniteCheck, quantized_matrices, require_floats
 from glassformer.formats.save import GgufKind
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.edits.edit import Edit
@@ -33,7 +33,14 @@ from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import widen
 from glassformer.kernels.packed_linear import count_weights, packed_modules, runs_packed
-from glassformer.kernels.placement import Choice, Placement, choose_placement
+from glassformer.kernels.placement import (
+    Choice,
+    Placement,
+    Quantize,
+    choose_placement,
+    choose_quantized_placement,
+)
+from glassformer.kernels.quantize import Quantization, quantize_model
 from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.step import Step
 
@@ -51,6 +58,7 @@ class TextModel(ModelViews, ABC):
         kind: "decoder", "encoder-decoder", "recurrent" or "encoder".
         trace_type: the class of its traces.
         placement: the device and dtype that `load` chose; None if the model was constructed in memory.
+        quantization: the matrices that `load` quantized, and their errors; None if it was not requested.
         left_out: the names of the tensors that were not loaded, of other parts of a multimodal model.
     """
 
@@ -61,6 +69,7 @@ class TextModel(ModelViews, ABC):
     kind: ModelKind
     trace_type: Any
     placement: Placement | None = None
+    quantization: Quantization | None = None
     left_out: Sequence[str] = ()
 
     @classmethod
@@ -70,6 +79,7 @@ class TextModel(ModelViews, ABC):
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Quantize | None = None,
         ignore_keys: Sequence[str] = (),
         offline: bool = False,
     ) -> M:
@@ -81,28 +91,44 @@ class TextModel(ModelViews, ABC):
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             dtype: "auto", "float32", "bfloat16" or "float16". With "auto", a CPU runs quantized matrices as they are
                 stored where it has kernels for them; a name decodes them.
+            quantize: "int8" or "int4" quantizes the matrices of a model of floats at load, for a CPU: see
+                `kernels/quantize.py`. `quantization` then has the error of each matrix.
             ignore_keys: keys of config.json that the model family does not know and that do not matter.
             offline: use no network; a hub model must have been downloaded before.
 
         Raises:
-            CheckpointError: files are missing, damaged or inconsistent, or contain a model of another class.
-            ConfigError: a configuration key, device or dtype is not supported.
+            CheckpointError: files are missing, damaged or inconsistent, or contain a model of another class; the model
+                to quantize is quantized already.
+            ConfigError: a configuration key, device or dtype is not supported, or not with `quantize`.
         """
         checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
-        return cls.from_checkpoint(checkpoint, device=device, dtype=dtype)
+        return cls.from_checkpoint(checkpoint, device=device, dtype=dtype, quantize=quantize)
 
     @classmethod
-    def from_checkpoint(cls: type[M], checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> M:
+    def from_checkpoint(
+        cls: type[M],
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: Quantize | None = None,
+    ) -> M:
         """Load a model from an open checkpoint. Other arguments and errors: see `load`."""
         if checkpoint.kind not in cls.kinds:
             kind = DESCRIPTIONS[checkpoint.kind]
             raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
-        stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
-        placement = choose_placement(
-            device, dtype, stored=stored, n_parameters=n_parameters, quantized=quantized_matrices(checkpoint),
-            packs=runs_packed(),
-        )  # fmt: skip
+        if quantize is not None:
+            require_floats(checkpoint)
+            placement = choose_quantized_placement(device, dtype, quantize)
+        else:
+            placement = choose_placement(
+                device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
+                quantized=quantized_matrices(checkpoint), packs=runs_packed(),
+            )  # fmt: skip
         loaded = cls._load(checkpoint, placement)
+        if quantize is not None:
+            loaded.quantization = quantize_model(loaded.model, quantize, str(checkpoint.path))
+            FiniteCheck(loaded.model, str(checkpoint.path))  # of the other parameters
         widen(loaded.model)
         loaded.placement, loaded.left_out = placement, checkpoint.left_out
         return loaded

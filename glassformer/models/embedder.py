@@ -75,7 +75,9 @@ class Embedder(TextModel):
 
     @classmethod
     def _load(cls, checkpoint: Checkpoint, placement: Placement) -> Embedder:
-        model = load_text_encoder(checkpoint, device=placement.device, dtype=placement.dtype, packed=placement.packed)
+        model = load_text_encoder(
+            checkpoint, device=placement.device, dtype=placement.stored_dtype, packed=placement.packed
+        )
         tokenizer = checkpoint.tokenizer()
         if tokenizer is None:
             raise CheckpointError(f"{checkpoint.path} has no tokenizer, which an embedder needs")

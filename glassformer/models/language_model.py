@@ -120,7 +120,7 @@ class LanguageModel(TextModel):
         if tokenizer is not None and isinstance(config, ModelConfig) and tokenizer.vocab_size > config.vocab_size:
             sizes = f"the tokenizer has {tokenizer.vocab_size} tokens, and the model {config.vocab_size}"
             raise TokenizerError(f"{checkpoint.path}: {sizes}")
-        model = load_decoder(checkpoint, device=placement.device, dtype=placement.dtype, packed=placement.packed)
+        model = load_decoder(checkpoint, device=placement.device, dtype=placement.stored_dtype, packed=placement.packed)
         return cls(model, tokenizer, end_ids=checkpoint.end_token_ids(), path=str(checkpoint.path))
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glassformer.formats import find_model, open_checkpoint
+from glassformer.kernels.placement import Quantize
 from glassformer.models.embedder import Embedder
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
@@ -18,6 +19,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Quantize | None = None,
     ignore_keys: Sequence[str] = (),
     offline: bool = False,
 ) -> AnyTextModel:
@@ -28,4 +30,4 @@ def load(
     """
     checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
     (model_class,) = (one for one in (LanguageModel, Translator, Embedder) if checkpoint.kind in one.kinds)
-    return model_class.from_checkpoint(checkpoint, device=device, dtype=dtype)
+    return model_class.from_checkpoint(checkpoint, device=device, dtype=dtype, quantize=quantize)

@@ -160,7 +160,7 @@ class Translator(TextModel):
 
     @classmethod
     def _load(cls, checkpoint: Checkpoint, placement: Placement) -> Translator:
-        model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype, packed=placement.packed)
+        model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.stored_dtype, packed=placement.packed)
         tokenizer = checkpoint.tokenizer()
         if tokenizer is None:
             raise CheckpointError(f"{checkpoint.path} has no tokenizer, which a translator needs")

@@ -1,5 +1,6 @@
 """`glassformer bench`: its JSON, the sizes behind its shares, and llama.cpp's absence."""
 
+import copy
 import json
 import sys
 
@@ -14,6 +15,8 @@ from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.generate.limits import CLOCKS, measure_limits
 from glassformer.generate.llama_cpp_process import VARIABLE, export
 from glassformer.generate.speed import OURS, Measurement, ModelSize, Timing, Workload, measure, run_of, workloads
+from glassformer.kernels.native.library import load_library
+from glassformer.kernels.native.ops import linear
 from glassformer.models.language_model import LanguageModel
 
 QUICK = ("--rounds", "2", "--new-tokens", "4", "--prompt-tokens", "5")
@@ -136,6 +139,20 @@ def test_runs_generate_the_same_tokens(lm):
     options = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
     assert timing.ids == [list(lm.generate(prompt, **options).continuations[0].ids) for prompt in prompts]
     assert min(timing.prefill, timing.decode) > 0
+
+
+def test_native_counters_are_those_of_a_step(lm):
+    """A model whose head calls a native product once per forward pass."""
+    library = load_library()
+    if library is None:
+        pytest.skip("the native kernels are not built")
+    model = copy.deepcopy(lm.model)
+    weight = model.head.weight.detach()
+    model.head.forward = lambda x: linear(x, weight)
+    prompts = Workload("", 6, 5, 2).prompts(lm.config.vocab_size)
+    assert run_of(model)(prompts, 5).native.calls == 1
+    assert run_of(model)(prompts, 0).native.calls == 1
+    assert run_of(model)(prompts, 5).ids == run_of(lm.model)(prompts, 5).ids
 
 
 def test_implementations_take_turns():

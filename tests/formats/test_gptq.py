@@ -133,6 +133,24 @@ def load_changed(folder, tmp_path, changes, settings=None):
     return load_decoder(tmp_path)
 
 
+def test_parts_in_several_files_and_pickled(folder, tmp_path):
+    """Sharded safetensors without an index, and `pytorch_model.bin`."""
+    source, tensors = folder
+    plain = load_decoder(source)
+    for kind in ("shards", "pickled"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text((source / "config.json").read_text())
+    names = sorted(tensors)
+    for i in range(3):
+        shard = {name: tensors[name] for name in names[i::3]}
+        save_file(shard, tmp_path / f"shards/model-{i + 1:05}-of-00003.safetensors")
+    torch.save(tensors, tmp_path / "pickled/pytorch_model.bin")
+    for kind in ("shards", "pickled"):
+        found = load_decoder(tmp_path / kind)
+        for (name, ours), theirs in zip(found.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+
 def test_biases_of_zeros_that_the_model_lacks(folder, tmp_path):
     """Early writers store a bias for every quantized matrix."""
     name = "model.layers.1.mlp.down_proj.bias"

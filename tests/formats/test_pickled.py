@@ -110,7 +110,7 @@ def test_integer_and_sparse_tensors_raise(folder):
     first, second, *_ = tensors
     tensors |= {first: tensors[first].int(), second: tensors[second].to_sparse()}
     torch.save(tensors, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=rf"type: {first} is int32[^\0]*type: {second} is torch.sparse_coo"):
+    with pytest.raises(CheckpointError, match=rf"type: {first} is I32[^\0]*type: {second} is torch.sparse_coo"):
         load_decoder(folder)
 
 

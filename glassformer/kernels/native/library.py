@@ -84,6 +84,7 @@ def open_library(path: Path) -> ctypes.CDLL:
         raise OSError(f"{path} has version {abi}, and this package needs {ABI}: run `make setup`")
     library.gf_level_name.argtypes, library.gf_level_name.restype = (ctypes.c_int,), ctypes.c_char_p
     library.gf_set_level.argtypes, library.gf_set_level.restype = (ctypes.c_int,), None
+    library.gf_counters.argtypes, library.gf_counters.restype = (), ctypes.POINTER(ctypes.c_int64)
     library.gf_set_parallel.argtypes, library.gf_set_parallel.restype = (ctypes.c_void_p,) * 3, None
     return library
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,26 @@ def run(ops: Sequence[Op], n_threads: int | None = None) -> None:
     failed = library.gf_run((Op * len(ops))(*ops), len(ops), n_threads or torch.get_num_threads())
     if failed:
         raise RuntimeError("there is no memory for the native kernels")
+
+
+@dataclass(frozen=True)
+class Counters:
+    """How much the native kernels ran: calls from Python, operations in them, and barriers between threads."""
+
+    calls: float = 0
+    operations: float = 0
+    barriers: float = 0
+
+    def since(self, before: Counters, per: float = 1) -> Counters:
+        """Return the difference to earlier counters, divided by `per`."""
+        pairs = zip(astuple(self), astuple(before), strict=True)
+        return Counters(*((now - then) / per for now, then in pairs))
+
+
+def counters() -> Counters:
+    """Return the counters of this process; 0 without native kernels."""
+    library = load_library()
+    return Counters() if library is None else Counters(*library.gf_counters()[:3])
 
 
 def linear(

@@ -127,7 +127,6 @@ INLINE void group_sums(int f, int rows, const uint8_t *record, const int8_t *x, 
                        size_t halves_stride, i8 sums[4]) {
     i8 half[4];
     for (int r = 0; r < rows; r++) sums[r] = half[r] = i8_zero();
-#pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
         i8 w[2];
         unpack(f, record, c, w);
@@ -219,7 +218,6 @@ INLINE void unpack_tile(int f, const uint8_t *panels[2], int g, int n, Tile *til
             i8 w[CHUNKS];
             tile->m[i][p] = f8_zero();
             scales(f, panels[p] + super_offset(f, g + i), record, &tile->s[i][p], &tile->m[i][p]);
-#pragma GCC unroll 4
             for (int c = 0; c < 4; c++) unpack(f, record, c, w + 2 * c);
             if (tiles_of_bytes(f)) {
                 for (int c = 0; c < CHUNKS; c++) i8_store(tile->w[i] + 64 * c + 32 * p, w[c]);
