@@ -9,8 +9,7 @@ Writes a model with random weights once per size and format, as a GGUF file in -
 run; transformers runs the same weights in float32 and bfloat16. All take turns within one run: see
 `glassformer/generate/speed.py`. Decoding starts after a prompt of 32 tokens, the prefill ends with the first token. A
 share is that of the measured rate of memory reads (decoding) or of float32 matrix products (prefill), for the weights
-as the file stores them. Calls and barriers are those of the native kernels per forward pass. A format that Glassformer
-does not write is made by llama.cpp's quantizer.
+as the file stores them. Calls and barriers are those of the native kernels per forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import gc
 import json
 import os
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -35,8 +33,7 @@ from glassformer.errors import ConfigError
 from glassformer.families import expand
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.gguf.save import KINDS
-from glassformer.formats.save import save_model
+from glassformer.formats.save import GgufKind, save_model
 from glassformer.generate.limits import CLOCKS, Limits, measure_limits, resident_bytes
 from glassformer.generate.llama_cpp_process import NAME, VARIABLE, LlamaCpp, export, find_interpreter
 from glassformer.generate.speed import OURS, ModelSize, Run, Timing, Workload, measure, report, run_of
@@ -49,7 +46,7 @@ MODELS = {  # the sizes of GPT-2 small, SmolLM2-360M and Llama-3.2-1B; every con
     "362M": ShapeConfig("llama", 960, 32, n_heads=15, n_kv_heads=5, d_ff=2560, context=2048).fill(49152),
     "1.24B": ShapeConfig("llama", 2048, 16, n_heads=32, n_kv_heads=8, d_ff=8192, context=2048).fill(128256),
 }
-FORMATS = {"F32": None, "BF16": None, "Q8_0": None, "Q4_0": None, "Q4_K_M": 15}  # llama.cpp's number of a mixture
+FORMATS: tuple[GgufKind, ...] = ("F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M")
 HF_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 WORKS = {
     "decode": Workload("decode", 32, 64),
@@ -58,13 +55,6 @@ WORKS = {
     "prefill-256": Workload("prefill 256", 256),
     "prefill-1024": Workload("prefill 1,024", 1024),
 }
-QUANTIZE = """
-import sys, llama_cpp as lib
-source, target, kind, threads = sys.argv[1:]
-parameters = lib.llama_model_quantize_default_params()
-parameters.ftype, parameters.nthread = int(kind), int(threads)
-sys.exit(lib.llama_model_quantize(source.encode(), target.encode(), parameters))
-"""
 
 
 def random_model(shape: ShapeConfig) -> Decoder:
@@ -77,19 +67,14 @@ def random_model(shape: ShapeConfig) -> Decoder:
     return model.eval()
 
 
-def gguf_file(name: str, kind: str, args: argparse.Namespace) -> Path:
+def gguf_file(name: str, kind: GgufKind, args: argparse.Namespace) -> Path:
     """Return the GGUF file of a size and format; it is written if it does not exist."""
     path: Path = args.folder / f"{name}-{kind}.gguf"
     if path.exists():
         return path
     print(f"writing {path}", file=sys.stderr)
-    if kind in KINDS:
-        export(random_model(MODELS[name]), path, kind)
-        return path
-    source, temporary = gguf_file(name, "BF16", args), path.with_suffix(".part")
-    command = [args.interpreter, "-c", QUANTIZE, source, temporary, str(FORMATS[kind]), str(args.threads)]
-    subprocess.run(command, check=True, capture_output=True)
-    return temporary.rename(path)
+    export(random_model(MODELS[name]), path, kind)
+    return path
 
 
 def hf_run(name: str, dtype: torch.dtype, args: argparse.Namespace) -> Run:
@@ -119,7 +104,7 @@ def hf_run(name: str, dtype: torch.dtype, args: argparse.Namespace) -> Run:
     return run
 
 
-def measure_file(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_file(name: str, kind: GgufKind, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the results of all workloads with one size and format."""
     gc.collect()  # the model before
     path, cpu, results = gguf_file(name, kind, args), torch.device("cpu"), []
@@ -186,11 +171,6 @@ def main() -> None:
     except ConfigError as error:
         print(f"without {NAME}: {error}", file=sys.stderr)
         args.interpreter = ""
-    made = [kind for kind in args.format if kind not in KINDS]
-    if made and not args.interpreter:
-        parser.error(
-            f"{NAME} makes files of the formats {', '.join(made)}: set {VARIABLE}, or choose others by --format"
-        )
     args.folder.mkdir(parents=True, exist_ok=True)
     results = [result for name in args.model for kind in args.format for result in measure_file(name, kind, args)]
     features = [name for name in NOTABLE_FEATURES if name in cpu_features()]

@@ -54,10 +54,8 @@ def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
 
 def verify_download(part: Path, name: str, etag: str, size: int) -> None:
     """Remove a complete part file whose size or hash is wrong. The etag of a large file is its SHA-256."""
-    digest = hashlib.sha256()
     with part.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    if part.stat().st_size != size or (len(etag) == 64 and digest.hexdigest() != etag):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if part.stat().st_size != size or (len(etag) == 64 and digest != etag):
         part.unlink()
         raise CheckpointError(f"{name} was downloaded, but its size or hash is not the hub's: try again")

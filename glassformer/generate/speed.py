@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from glassformer.cache.size import cached_numbers
 from glassformer.config import ModelConfig
@@ -30,7 +29,6 @@ from glassformer.nn.model import Decoder
 
 OURS = "glassformer"
 CACHE_BYTES = 2  # of a cached number, where a share of the memory rate is computed
-SAFETENSORS_BYTES = {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class ModelSize:
     """
 
     config: ModelConfig
-    weight_bytes: float
+    weight_bytes: int
     block_parameters: int
 
     @classmethod
@@ -192,7 +190,7 @@ class ModelSize:
         config = checkpoint.config
         if not isinstance(config, ModelConfig) or any(layer.experts is not None for layer in config.layers):
             return None
-        parameters, weight_bytes = meta_parameters(config), 0.0
+        parameters, weight_bytes = meta_parameters(config), 0
         for mapping, stored in account(checkpoint, parameters):
             tables = ("positions.weight",) if config.tied_head else ("positions.weight", "embed.weight")
             if stored is not None and not set(mapping.parameter_names) & set(tables):
@@ -211,13 +209,12 @@ class ModelSize:
         return 2.0 * self.block_parameters * tokens_per_second / matrix_rate
 
 
-def _stored_bytes(checkpoint: Checkpoint, name: str) -> float:
-    """Return the bytes of a tensor in its file; scales in tensors of their own are not counted."""
-    kind, numbers = checkpoint.reader.stored_type(name), torch.Size(checkpoint.reader.shape(name)).numel()
-    if kind in GGMLQuantizationType.__members__:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-        return numbers * size / block
-    return numbers * SAFETENSORS_BYTES.get(kind, 1)
+def _stored_bytes(checkpoint: Checkpoint, name: str) -> int:
+    """Return the bytes of a tensor in its file."""
+    reader = checkpoint.reader
+    quantized = reader.quantized_bytes(name)
+    dtype = reader.dtype(name) or torch.float32
+    return torch.Size(reader.shape(name)).numel() * dtype.itemsize if quantized is None else quantized
 
 
 def report(measurement: Measurement, limits: Limits, size: ModelSize | None) -> dict[str, Any]:

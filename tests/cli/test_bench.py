@@ -81,8 +81,8 @@ def test_text(capfd, path):
         (["--batch", "0"], "batch must be"),
         (["--prefill", "-1"], "prefill must be"),
         (["--rounds", "0"], "rounds must be"),
-        (["--new-tokens", "0"], "new_tokens must be"),
-        (["--prompt-tokens", "0"], "prompt_tokens must be"),
+        (["--new-tokens", "0"], "--new-tokens must be"),
+        (["--prompt-tokens", "0"], "--prompt-tokens must be"),
     ],
 )
 def test_numbers_out_of_range(capfd, path, arguments, what):
@@ -189,7 +189,7 @@ def test_workloads_fit_the_context():
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "llama"])
-@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_model_size_is_that_of_the_file(tmp_path, family, kind, tied):
     """The bytes of all tensors, by the gguf package, without the tables of which a step reads a row."""

@@ -7,7 +7,7 @@ from glassformer.kernels.native.library import choose_library, load_library, usa
 
 
 def at_each_level(compute):
-    """Return the result of `compute` at every level, on one and two threads. Skips without a library."""
+    """Return the results of `compute` at each level, on one and on two threads. Skips without a library."""
     library, threads = load_library(), torch.get_num_threads()
     if library is None:
         pytest.skip(choose_library().because)

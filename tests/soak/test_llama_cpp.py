@@ -146,6 +146,20 @@ def test_bench_compares_equal_tokens(capfd, family, tmp_path):
         assert side["equal_tokens"] == work["batch"] * (work["new_tokens"] + 1)
 
 
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K"])
+@pytest.mark.parametrize("width", [256, 96])
+def test_mixed_types(kind, width, tmp_path):
+    """Random weights in super-blocks of 256, and in the types that replace them for shorter rows."""
+    tokenizer = make_tokenizer()
+    sizes = {"d_model": width, "*.mlp.d_ff": 2 * width, "vocab_size": tokenizer.vocab_size}
+    model = randomise_sharp(Decoder(compatible_config("llama", sizes)))
+    LanguageModel(model, tokenizer).save_gguf(tmp_path / "a.gguf", kind)
+    ours = load(tmp_path / "a.gguf", dtype="float32")
+    ids = random_ids(ours.config, 1, 40)[0].tolist()
+    theirs = run_llama_cpp(tmp_path / "a.gguf", prompts=[ids])
+    assert_same_logits(ours, ids, theirs["logits"][0], "Q4_0")  # llama.cpp quantizes activations
+
+
 PRE_TOKENIZERS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]
 
 

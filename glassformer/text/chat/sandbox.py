@@ -203,7 +203,7 @@ class _Formatter(jinja2.sandbox.SandboxedFormatter):
 
     def vformat(self, format_string: str, args: Any, kwargs: Any) -> Any:
         plain = super().vformat(format_string, args, kwargs)
-        from_template = isinstance(format_string, TrackedText) and "0" not in format_string._origin
+        from_template = isinstance(format_string, TrackedText) and format_string.is_from_template
         pieces: list[str] = []
         number = 0
         for literal, field, spec, conversion in self.parse(format_string):

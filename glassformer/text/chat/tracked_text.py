@@ -38,6 +38,11 @@ class TrackedText(str):
     def __str__(self) -> str:
         return self
 
+    @property
+    def is_from_template(self) -> bool:
+        """Whether the template wrote all characters."""
+        return "0" not in self._origin
+
     def __add__(self, other: Any) -> Any:
         return join_texts((self, other)) if _is_text(other) else NotImplemented
 
