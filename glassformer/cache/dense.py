@@ -224,6 +224,14 @@ class FullSlot:
             self.k, self.v = (self._with_room(new[:, :0].transpose(1, 2)) for new in (k, v))
         return self.k, self.v
 
+    def direct_storage(self, n_heads: int, head_dim: int) -> tuple[Tensor, Tensor] | None:
+        """Return the storage [B, Hkv, S, Dh], into which the caller stores the keys of position t at slot t mod S.
+
+        None: this forward pass would overwrite keys that it reads.
+        """
+        new = torch.empty(len(self.cache.lengths), 0, n_heads, head_dim, device=self.cache.device)
+        return self.storage(new, new) if self.k is None or self.v is None else (self.k, self.v)
+
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """Store these tokens at their positions; return every slot up to the longest sequence, as [B, S, Hkv, Dh]."""
         cache = self.cache
@@ -254,6 +262,10 @@ class RingSlot(FullSlot):
     def __init__(self, cache: DenseCache, window: int):
         super().__init__(cache)
         self.size = window
+
+    def direct_storage(self, n_heads: int, head_dim: int) -> tuple[Tensor, Tensor] | None:
+        overwrites = self.cache.end > self.size and self.cache.positions.shape[-1] > 1
+        return None if overwrites else super().direct_storage(n_heads, head_dim)
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """One token: store it, then return the ring. Several: return the old ring and the tokens, then store them."""

@@ -27,7 +27,7 @@ from glassformer.generate.decode import check_request, decode_steps, open_sessio
 from glassformer.generate.request import NO_CONSTRAINTS, FinishReason, GenerationRequest, TokenConstraints, check_ids
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.generate.session import DecodeSession, Observer, Seq2SeqModel, max_target_tokens, run, vocab_sizes
-from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.attend import Attend
 from glassformer.plain_numbers import make_fields_plain
 
@@ -88,7 +88,7 @@ def search(
     begin: int,
     end: int,
     constraints: TokenConstraints = NO_CONSTRAINTS,
-    attend: Attend = attend_fused,
+    attend: Attend = attend_native,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> list[list[Hypothesis]]:

@@ -28,7 +28,7 @@ from glassformer.generate.session import (
     vocab_sizes,
 )
 from glassformer.generate.stopping import StopStrings
-from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.attend import Attend
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -46,7 +46,7 @@ def decode_with_pauses(
     request: GenerationRequest,
     *,
     tokenizer: Tokenizer | None = None,
-    attend: Attend = attend_fused,
+    attend: Attend = attend_native,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> Iterator[TokenEvent | None]:
@@ -103,7 +103,7 @@ def open_session(
     model: GenerativeModel,
     request: GenerationRequest,
     limits: Sequence[int],
-    attend: Attend = attend_fused,
+    attend: Attend = attend_native,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> TransformerSession | RecurrentSession:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import AttentionConfig, EncoderConfig, ModelConfig
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.attend import has_fused_product
 from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.step import Step
@@ -71,8 +72,8 @@ def run_chunks(
         if before_forward is not None:
             before_forward()
         if cache is None:
-            step = Step.of(part, source=source)
+            step = Step.of(part, source=source, attend=attend_native)
         else:
-            step = Step(cache.extend([part.shape[1]] * n_sequences), cache=cache)
+            step = Step(cache.extend([part.shape[1]] * n_sequences), cache=cache, attend=attend_native)
         step.tap = None if tap is None else tap(step)
         yield step, model.hidden(part, step)

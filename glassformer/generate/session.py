@@ -20,8 +20,8 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.generate import prefill
-from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.linear import prepack
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.attend import Attend
 from glassformer.nn.linear import device_of, dtype_of
 from glassformer.nn.model import Decoder, EncoderDecoder
@@ -104,7 +104,7 @@ class TransformerSession:
         *,
         n: int = 1,
         sources: Sequence[Sequence[int]] | None = None,
-        attend: Attend = attend_fused,
+        attend: Attend = attend_native,
         observer: Observer | None = None,
         before_forward: Callable[[], None] | None = None,
     ):

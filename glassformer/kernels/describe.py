@@ -6,6 +6,7 @@ from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.kernels.attention import choose_attention
 from glassformer.kernels.linear import choose_linear
 from glassformer.kernels.native.library import choose_library
+from glassformer.kernels.native.modules import choose_native
 from glassformer.kernels.placement import Choice, Placement
 
 BATCH = 128  # sequences that a translator decodes at a time
@@ -13,10 +14,17 @@ BATCH = 128  # sequences that a translator decodes at a time
 
 def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: Placement) -> tuple[Choice, ...]:
     """Return the choices of device, dtype, weights, kernels, attention and linear layers for inference."""
+    device, dtype = placement.device, placement.dtype
     prepacked = isinstance(config, ModelConfig) and config.encoder is not None  # others keep their weights as they are
-    linear = choose_linear(placement.device, placement.dtype, BATCH if prepacked else 1, placement.packed)
+    linear = choose_linear(device, dtype, BATCH if prepacked else 1, placement.packed)
+    native = choose_native(config, device, dtype)
+    if native is not None and not placement.packed:
+        linear = native
+    attention = choose_attention(config, device, dtype)
+    if linear.value in ("native", "packed") and getattr(config, "relative", None) is None:
+        attention = Choice("attention", "native", "it is faster than PyTorch's fused product on this CPU")
     if placement.device.type == "cpu":
         kernels = choose_library()
     else:
         kernels = Choice("kernels", "torch", "the native kernels run on a CPU only")
-    return (*placement.choices, kernels, choose_attention(config, placement.device, placement.dtype), linear)
+    return (*placement.choices, kernels, attention, linear)

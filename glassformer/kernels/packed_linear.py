@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from glassformer.kernels.native.library import load_library
+from glassformer.kernels.native.library import is_fast, load_library
 from glassformer.kernels.native.ops import linear
 from glassformer.kernels.packed import PackedMatrix, decode, product
 from glassformer.nn.linear import TiedLinear
@@ -24,7 +24,7 @@ from glassformer.nn.linear import TiedLinear
 
 def runs_packed() -> bool:
     """Whether models are loaded with packed matrices by default: where packed products are faster than float ones."""
-    return False
+    return is_fast()
 
 
 def packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:

@@ -32,6 +32,7 @@ from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import widen
+from glassformer.kernels.native.modules import choose_native, use_native
 from glassformer.kernels.packed_linear import count_weights, packed_modules, runs_packed
 from glassformer.kernels.placement import (
     Choice,
@@ -129,7 +130,10 @@ class TextModel(ModelViews, ABC):
         if quantize is not None:
             loaded.quantization = quantize_model(loaded.model, quantize, str(checkpoint.path))
             FiniteCheck(loaded.model, str(checkpoint.path))  # of the other parameters
-        widen(loaded.model)
+        if placement.packed or choose_native(loaded.config, placement.device, placement.dtype) is not None:
+            use_native(loaded.model)
+        else:
+            widen(loaded.model)
         loaded.placement, loaded.left_out = placement, checkpoint.left_out
         return loaded
 

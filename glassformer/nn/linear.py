@@ -17,7 +17,9 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Return the dtype of a module's activations: its parameters', or float32 if all its matrices are packed."""
+    """Return the dtype of a module's activations: its parameters', or float32 with native or packed matrices."""
+    if isinstance(dtype := getattr(module, "activation_dtype", None), torch.dtype):
+        return dtype
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 

@@ -23,6 +23,7 @@ from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
 from glassformer.inspect.capture.points import find, match
 from glassformer.inspect.trace.trace import Language
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.linear import device_of
 from glassformer.nn.step import Step
 
@@ -112,7 +113,7 @@ def stream_activations(
         ids, lengths = pad(sequences[first : first + batch_size], device)
         tap = BatchTap(names)
         with torch.no_grad():
-            forward(ids, Step.of(ids, lengths, tap=tap))
+            forward(ids, Step.of(ids, lengths, tap=tap, attend=attend_native))
         values = {name: _tokens(tap.values[name], lengths) for name in names}
         yield ActivationBatch(first, tuple(lengths), values)
         if progress is not None:

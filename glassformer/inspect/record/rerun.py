@@ -24,6 +24,7 @@ from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.record.seq2seq import RecurrentTap
 from glassformer.inspect.trace.trace import Trace
+from glassformer.kernels.native.attention import attend_native
 from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.step import Step
 
@@ -76,9 +77,9 @@ def _rerun_blocks(t: Trace, edits: Sequence[Edit], rows: int, n: int) -> tuple[F
     hidden = x
     for part in x.split(size):
         if cache is None:
-            step = Step(t.captured.positions[None, :n], source=source)
+            step = Step(t.captured.positions[None, :n], source=source, attend=attend_native)
         else:
-            step = Step(cache.extend([len(part)] * rows), cache=cache)
+            step = Step(cache.extend([len(part)] * rows), cache=cache, attend=attend_native)
         step.tap = CapturingTap(step, tuple(range(rows)), editor, None)
         hidden = t.model.run_blocks(part.expand(rows, *part.shape), step, first)
     return hidden, editor

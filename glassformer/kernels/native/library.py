@@ -34,6 +34,12 @@ def choose_library() -> Choice:
     return _load()[1]
 
 
+def is_fast() -> bool:
+    """Whether the native kernels are faster than PyTorch: at a level with vectors, or at one that was requested."""
+    value = choose_library().value
+    return value != "torch" and (value != "native scalar" or requested_level() == "scalar")
+
+
 def usable_levels(library: ctypes.CDLL) -> dict[str, int]:
     """Return the levels of a library that this CPU has, in ascending order, with the number that selects each."""
     names = [library.gf_level_name(i).decode() for i in range(library.gf_levels())]

@@ -46,10 +46,14 @@ class Op(ctypes.Structure):
 
 def run(ops: Sequence[Op], n_threads: int | None = None) -> None:
     """Run operations in order. RuntimeError: there is no memory for the threads."""
+    run_list((Op * len(ops))(*ops), n_threads)
+
+
+def run_list(ops: ctypes.Array[Op], n_threads: int | None = None) -> None:
+    """Run the operations of an array, which may be used again. Errors: see `run`."""
     library = load_library()
     assert library is not None, "the native kernels are not available"
-    failed = library.gf_run((Op * len(ops))(*ops), len(ops), n_threads or torch.get_num_threads())
-    if failed:
+    if library.gf_run(ops, len(ops), n_threads or torch.get_num_threads()):
         raise RuntimeError("there is no memory for the native kernels")
 
 

@@ -1,0 +1,139 @@
+"""The modules of nn/ on the native kernels, with the same parameters: a model changes the classes of its modules.
+
+Matrices and embeddings keep their dtype; activations and all other parameters are float32. Each module computes with
+PyTorch where a kernel cannot: with gradients, on another device, and under torch.compile.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+from glassformer.kernels.cpu import cpu_features, multiplies_natively
+from glassformer.kernels.native import ops, rows
+from glassformer.kernels.native.library import is_fast
+from glassformer.kernels.native.program import NativeDecoder, activation_options, norm_options
+from glassformer.kernels.placement import Choice
+from glassformer.nn.linear import TiedLinear
+from glassformer.nn.mlp import ACTIVATIONS, MLP
+from glassformer.nn.model import Decoder
+from glassformer.nn.norm import LayerNorm, RMSNorm
+
+
+def runs_natively(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether the kernels can compute with these tensors: on the CPU, without gradients, not compiled."""
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
+        return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *parameters))
+
+
+def native_product(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
+    """Return x W^T + b in float32."""
+    if runs_natively(x, weight, bias):
+        return ops.linear(x, weight, bias)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+class NativeLinear(nn.Linear):
+    """`nn.Linear` with `native_product`."""
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return native_product(x, self.weight, self.bias)
+
+
+class NativeTiedLinear(TiedLinear):
+    """`TiedLinear` with `native_product`."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        return native_product(x, self.weight, self.bias)
+
+
+class NativeEmbedding(nn.Embedding):
+    """`nn.Embedding` whose rows are returned in float32."""
+
+    def forward(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(ids).float()
+
+
+class NativeRMSNorm(RMSNorm):
+    """`RMSNorm` on the native kernels."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if not runs_natively(x, self.weight):
+            return super().forward(x)
+        return rows.norm(x.contiguous(), **norm_options(self))
+
+
+class NativeLayerNorm(LayerNorm):
+    """`LayerNorm` on the native kernels."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if not runs_natively(x, self.weight, self.bias):
+            return super().forward(x)
+        return rows.norm(x.contiguous(), **norm_options(self))
+
+
+class NativeMLP(MLP):
+    """`MLP` whose activation runs on the native kernels."""
+
+    def gated(self, gate: Float[Tensor, "*B F"], up: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
+        if not (runs_natively(gate, up) and up.dtype == torch.float32):
+            return super().gated(gate, up)
+        return rows.activate(gate.contiguous(), up.contiguous(), **activation_options(self))
+
+
+class NativeActivation:
+    """An activation function of nn/mlp.py on the native kernels."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rows.activate(x.contiguous(), activation=self.name) if runs_natively(x) else ACTIVATIONS[self.name](x)
+
+
+NATIVE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: NativeLinear,
+    TiedLinear: NativeTiedLinear,
+    nn.Embedding: NativeEmbedding,
+    RMSNorm: NativeRMSNorm,
+    LayerNorm: NativeLayerNorm,
+    MLP: NativeMLP,
+    Decoder: NativeDecoder,
+}
+KEEP_DTYPE = (nn.Linear, nn.Embedding)  # modules whose matrix keeps its dtype
+
+
+def choose_native(
+    config: ModelConfig | EncoderConfig | RecurrentConfig, device: torch.device, dtype: torch.dtype
+) -> Choice | None:
+    """Choose the native modules for a decoder-only model where they are faster than PyTorch, which None chooses."""
+    if device.type != "cpu" or not isinstance(config, ModelConfig) or config.encoder is not None or not is_fast():
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float32:
+        reason = (
+            None if "avx512f" in cpu_features() else "the native products are as fast as PyTorch's, and start faster"
+        )
+    else:
+        reason = (
+            None if multiplies_natively(dtype) else f"this CPU has no {name} instructions, and PyTorch is slow without"
+        )
+    return None if reason is None else Choice("linear", "native", f"{reason}; activations are float32")
+
+
+def use_native(model: nn.Module) -> None:
+    """Change the classes of a model's modules to those of this file; their matrices stay where they are."""
+    model.activation_dtype = torch.float32  # pyright: ignore[reportAttributeAccessIssue]: see `dtype_of`
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (type(module) in KEEP_DTYPE and name == "weight") and parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+    for module in model.modules():
+        if type(module) in NATIVE:
+            module.__class__ = NATIVE[type(module)]
+        if isinstance(module, MLP):
+            module.activation = NativeActivation(module.config.activation)
