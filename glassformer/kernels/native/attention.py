@@ -15,11 +15,11 @@ from torch import Tensor
 from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.native.library import load_library
 from glassformer.kernels.native.ops import Op, run
-from glassformer.kernels.native.rows import ATTEND, address, check_float, check_positions, head_strides, require
+from glassformer.kernels.native.rows import ATTEND, address, check_float, check_positions, head_strides
 from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
 
 MAX_HEAD = 1024  # numbers; MAX_HEAD of src/attend.h
-SMALL = 1 << 15  # multiplications; below, one thread is faster than the barriers of several
+SMALL = 1 << 16  # numbers of queries times keys; below, one thread is faster than the barriers of several
 
 
 class Places(NamedTuple):
@@ -50,17 +50,17 @@ def attend_native(
     that ends at its own (or at the end of the keys): not in packed documents.
     """
     tensors = (q, *kv) if sinks is None else (q, *kv, sinks)
-    usable = bias is None and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    usable = bias is None and all(t.dtype == torch.float32 and t.is_cpu for t in tensors)
     usable = usable and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    usable = usable and q.numel() > 0 and kv.k.shape[1] > 0 and max(q.shape[-1], kv.v.shape[-1]) <= MAX_HEAD
-    places = places_of(spec, view, len(q)) if usable and load_library() is not None else None
+    usable = usable and q.numel() > 0 and kv.k.shape[1] > 0 and max(q.shape[3], kv.v.shape[3]) <= MAX_HEAD
+    places = places_of(spec, view, q.shape[0]) if usable and load_library() is not None else None
     if places is None:
         return attend_fused(spec, q, kv, view, bias, sinks)
-    k, v = (t.transpose(1, 2) for t in kv)  # [B, Hkv, S, Dh]
-    if not (_whole_heads(k) and _whole_heads(v) and _strides(k) == _strides(v)):
+    k, v = kv.k.transpose(1, 2), kv.v.transpose(1, 2)  # [B, Hkv, S, Dh]
+    if (strides := head_strides(k)) is None or strides != head_strides(v):
         k, v = (t.contiguous().transpose(1, 2) for t in kv)
     q = q.contiguous()
-    z = q.new_empty(*q.shape[:3], v.shape[-1])
+    z = q.new_empty(*q.shape[:3], v.shape[3])
     op = attend_op(spec, q, k, v, z, places, None if sinks is None else sinks.contiguous())
     work = q.numel() * min(k.shape[2], spec.window or k.shape[2])
     run([op], 1 if work < SMALL else None)
@@ -80,13 +80,14 @@ def attend_op(
 
     Raises ValueError if a tensor does not fit. The caller ensures that every position a query sees is stored.
     """
-    (b, t, h, size), (slots, value_size), n_kv_heads = q.shape, v.shape[-2:], k.shape[1]
-    fits = k.shape == (b, n_kv_heads, slots, size) and v.shape[:2] == k.shape[:2] and h % n_kv_heads == 0 and slots > 0
-    require(fits, f"keys {list(k.shape)} and values {list(v.shape)} do not fit queries {list(q.shape)}")
-    require(max(size, value_size) <= MAX_HEAD, f"heads must have at most {MAX_HEAD} numbers, got {size}, {value_size}")
-    require(z.shape == (b, t, h, value_size), f"z must be {[b, t, h, value_size]}, got {list(z.shape)}")
-    strides = head_strides("k", k, size)
-    require(strides == head_strides("v", v, value_size), "k and v must have the same distances between heads")
+    (b, t, h, size), (n_kv_heads, slots, value_size) = q.shape, v.shape[1:]
+    fits = k.shape == (b, n_kv_heads, slots, size) and v.shape[0] == b and h % n_kv_heads == 0 and slots > 0
+    if not fits or z.shape != (b, t, h, value_size) or max(size, value_size) > MAX_HEAD:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (q, k, v, z))
+        raise ValueError(f"q, k, v and z must fit and have heads of at most {MAX_HEAD} numbers, got {shapes}")
+    strides = head_strides(k)
+    if strides is None or strides != head_strides(v) or not all(t.dtype == torch.float32 and t.is_cpu for t in (k, v)):
+        raise ValueError("k and v must be float32 on the CPU, with contiguous heads at the same distances")
     check_float("q", q)
     check_float("z", z)
     check_positions(places.queries, b * t)
@@ -98,7 +99,8 @@ def attend_op(
         op.p[2] = places.lengths.data_ptr()
     if places.table is not None:
         check_positions(places.table, places.table.numel())
-        require(places.table.shape[0] == b, f"the table must have {b} rows, got {list(places.table.shape)}")
+        if places.table.shape[0] != b:
+            raise ValueError(f"the table must have {b} rows, got {list(places.table.shape)}")
         op.p[3], slots = places.table.data_ptr(), places.table.shape[1]
     op.i[:] = t, h, n_kv_heads, slots, *strides, spec.window or 0
     op.f[:2] = spec.scale, spec.softcap or 0.0
@@ -143,11 +145,3 @@ def _find_places(spec: AttendSpec, view: Visibility, batch: int) -> Places | Non
     if not torch.equal(table[row, position % size], slot):
         return None  # two keys of a sequence have the same position
     return Places(queries, lengths, table.to(torch.int32).expand(batch, -1).contiguous())
-
-
-def _whole_heads(t: Tensor) -> bool:
-    return t.stride(-1) == 1 and not any(s % t.shape[-1] for s in t.stride()[:3])
-
-
-def _strides(t: Tensor) -> tuple[int, ...]:
-    return tuple(s // t.shape[-1] for s in t.stride()[:3])

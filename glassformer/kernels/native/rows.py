@@ -118,7 +118,10 @@ def store_op(
     fits = (cache.shape[0], cache.shape[1], cache.shape[3]) == (b, h, size)
     require(fits and cache.shape[2] > 0, f"a cache {list(cache.shape)} does not fit heads {list(x.shape)}")
     check_float("x", x)
-    strides = head_strides("cache", cache, size)
+    strides = head_strides(cache)
+    usable = strides is not None and cache.dtype == torch.float32 and cache.is_cpu
+    require(usable, f"cache must be float32 on the CPU with contiguous heads, got {cache.dtype}, {cache.stride()}")
+    assert strides is not None
     check_positions(positions, b * t)
     op = _rotation(x, cache, cos, sin)
     op.p[2] = positions.data_ptr()
@@ -197,26 +200,23 @@ def address(name: str, t: Tensor | None, size: int) -> int | None:
 
 def check_float(name: str, t: Tensor) -> None:
     """Raise ValueError if t is not contiguous float32 on the CPU."""
-    usable = t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
-    require(usable, f"{name} must be contiguous float32 on the CPU, got {t.dtype} on {t.device}, strides {t.stride()}")
+    if not (t.dtype == torch.float32 and t.is_cpu and t.is_contiguous()):
+        raise ValueError(f"{name} must be contiguous float32 on the CPU, got {t.dtype} on {t.device}, {t.stride()}")
 
 
 def check_positions(positions: Tensor, size: int) -> None:
     """Raise ValueError if positions are not `size` contiguous int32 on the CPU."""
-    usable = positions.dtype == torch.int32 and positions.device.type == "cpu" and positions.is_contiguous()
-    require(usable and positions.numel() == size, f"positions must be {size} contiguous int32 on the CPU")
+    usable = positions.dtype == torch.int32 and positions.is_cpu and positions.is_contiguous()
+    if not usable or positions.numel() != size:
+        raise ValueError(f"positions must be {size} contiguous int32 on the CPU, got {positions.dtype}")
 
 
-def head_strides(name: str, t: Tensor, size: int) -> tuple[int, ...]:
-    """Return the distances between sequences, heads and slots of t [B, Hkv, S, Dh] in heads (Dh = `size` numbers).
-
-    Raises ValueError if they are not whole heads, or t is not float32 on the CPU.
-    """
-    strides = t.stride()
-    whole = strides[3] == 1 and not any(s % size for s in strides[:3]) and max(strides) < 2**31 * size
-    require(whole, f"{name} must have heads of {size} contiguous numbers, got strides {strides}")
-    require(t.dtype == torch.float32 and t.device.type == "cpu", f"{name} must be float32 on the CPU, got {t.dtype}")
-    return tuple(s // size for s in strides[:3])
+def head_strides(t: Float[Tensor, "B Hkv S Dh"]) -> tuple[int, int, int] | None:
+    """Return the distances between sequences, heads and slots, in heads (Dh numbers); None: not whole heads."""
+    (batch, head, slot, one), size = t.stride(), t.shape[3]
+    if one != 1 or batch % size or head % size or slot % size or max(batch, head, slot) >= 2**31 * size:
+        return None
+    return batch // size, head // size, slot // size
 
 
 def require(condition: bool, message: str) -> None:

@@ -42,16 +42,10 @@ INLINE void quantize_group(const Activations *a, int64_t g, const float *x) {
     float inverse = 127.0f / most;
     int usable = odd == odd && inverse <= 3.402823466e+38f; /* smaller numbers, and 0, become 0 */
     if (!usable) inverse = 0.0f;
-    int32_t sums[2] = {0, 0};
-    for (int j = 0; j < 4; j++) {
-        int32_t q[8];
-        i8_store(q, usable ? f8_to_int(f8_mul(v[j], f8_set(inverse))) : i8_zero());
-        for (int i = 0; i < 8; i++) {
-            a->xq[g * GROUP + 8 * j + i] = (int8_t)q[i];
-            a->x16[g * GROUP + 8 * j + i] = (int16_t)q[i];
-            sums[j / 2] += q[i];
-        }
-    }
+    i8 q[4];
+    for (int j = 0; j < 4; j++) q[j] = usable ? f8_to_int(f8_mul(v[j], f8_set(inverse))) : i8_zero();
+    i8_narrow(q, a->xq + g * GROUP, a->x16 + g * GROUP);
+    int32_t sums[2] = {i8_sum(i8_add(q[0], q[1])), i8_sum(i8_add(q[2], q[3]))};
     float scale = usable ? most / 127.0f : odd; /* `odd` is 0 or NaN */
     a->xs[g] = scale;
     a->sx[g] = scale * (float)(sums[0] + sums[1]);

@@ -6,6 +6,8 @@
 #ifndef GF_ATTEND_H
 #define GF_ATTEND_H
 
+#include <stddef.h>
+
 #include "op.h"
 #include "simd.h"
 #include "vector_math.h"
@@ -13,6 +15,7 @@
 #define KEYS 64
 #define QUERIES 48 /* of one key/value head, that use a block of keys while it is in the cache */
 #define TILE 3     /* queries at once */
+#define AHEAD 16   /* keys */
 #define MAX_HEAD 1024
 
 typedef struct {
@@ -23,6 +26,7 @@ typedef struct {
     int first[QUERIES], end[QUERIES]; /* positions that a query sees */
     const float *q[QUERIES], *k[KEYS], *v[KEYS];
     int head_size, value_size; /* multiples of 8 */
+    ptrdiff_t ahead;           /* numbers from a key to that which is fetched with it; 0: none */
 } Attention;
 
 /* x, or a copy that is filled up with zeros to a multiple of 8. */
@@ -34,6 +38,11 @@ INLINE const float *whole_vectors(const float *x, int n, float *copy) {
 
 INLINE void dots(Attention *a, int rows, int keys, int row, int key) {
     f8 s[TILE][8];
+    if (a->ahead != 0) /* the keys are read once: fetch later ones, and the values of these */
+        for (int c = 0; c < keys; c++) {
+            for (int j = 0; j < a->head_size; j += 16) prefetch(a->k[key + c] + a->ahead + j);
+            for (int j = 0; j < a->value_size; j += 16) prefetch(a->v[key + c] + j);
+        }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < keys; c++) s[r][c] = f8_zero();
     for (int j = 0; j < a->head_size; j += 8)
@@ -141,6 +150,7 @@ static void attend_queries(const Op *op, Attention *a, int b, int kv_head, int b
     const int *i = op->i, *positions = op->p[1], *lengths = op->p[2], *table = op->p[3];
     int tokens = i[0], heads = i[1], group = heads / i[2], slots = i[3], window = i[7], d = op->n_in, d_v = op->n_out;
     int rows = end - begin, from = INT32_MAX, to = 0;
+    a->ahead = rows <= 2 * TILE ? (ptrdiff_t)AHEAD * i[6] * d : 0;
     for (int r = 0; r < rows; r++) {
         int row = b * tokens + (begin + r) / group, head = kv_head * group + (begin + r) % group, own = positions[row];
         float sink = op->bias == NULL ? -INFINITY : op->bias[head];

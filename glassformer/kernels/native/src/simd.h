@@ -84,6 +84,19 @@ INLINE i8 i8_mul(i8 a, i8 b) { return _mm256_mullo_epi32(a, b); }
 INLINE i8 i8_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE i8 i8_load_s8(const int8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 
+/* 32 int32 from -128 to 127 as bytes and as int16 */
+INLINE void i8_narrow(const i8 a[4], int8_t *bytes, int16_t *halves) {
+    i8 low = _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[1]), 0xd8);
+    i8 high = _mm256_permute4x64_epi64(_mm256_packs_epi32(a[2], a[3]), 0xd8);
+    i8_store(halves, low), i8_store(halves + 16, high);
+    i8_store(bytes, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8));
+}
+INLINE int32_t i8_sum(i8 a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
+}
+
 INLINE i8 b32_and(i8 a, i8 b) { return _mm256_and_si256(a, b); }
 INLINE i8 b32_or(i8 a, i8 b) { return _mm256_or_si256(a, b); }
 /* shifts of 16-bit numbers; the caller masks bits that cross a byte */
@@ -218,6 +231,14 @@ INLINE i8 i8_sub(i8 a, i8 b) { EACH(i8, a.v[i] - b.v[i]); }
 INLINE i8 i8_mul(i8 a, i8 b) { EACH(i8, a.v[i] * b.v[i]); }
 INLINE i8 i8_load_u8(const uint8_t *p) { EACH(i8, p[i]); }
 INLINE i8 i8_load_s8(const int8_t *p) { EACH(i8, p[i]); }
+INLINE void i8_narrow(const i8 a[4], int8_t *bytes, int16_t *halves) {
+    for (int i = 0; i < 32; i++) bytes[i] = (int8_t)a[i / 8].v[i % 8], halves[i] = (int16_t)a[i / 8].v[i % 8];
+}
+INLINE int32_t i8_sum(i8 a) {
+    int32_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += a.v[i];
+    return sum;
+}
 INLINE i8 b32_and(i8 a, i8 b) { EACH(i8, a.v[i] & b.v[i]); }
 INLINE i8 b32_or(i8 a, i8 b) { EACH(i8, a.v[i] | b.v[i]); }
 INLINE i8 b32_shift_right(i8 a, int n) { EACH_HALF(uh, (uint16_t)(a.uh[i] >> n)); }
