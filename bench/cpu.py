@@ -15,11 +15,12 @@ as the file stores them. Calls and barriers are those of the native kernels per 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -105,8 +106,8 @@ def hf_run(name: str, dtype: torch.dtype, args: argparse.Namespace) -> Run:
 
 
 def measure_file(name: str, kind: GgufKind, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the results of all workloads with one size and format."""
-    gc.collect()  # the model before
+    """Return the results of all workloads with one size and format. Runs in a process of its own."""
+    torch.set_num_threads(args.threads)
     path, cpu, results = gguf_file(name, kind, args), torch.device("cpu"), []
     size, before = ModelSize.of(open_checkpoint(path)), resident_bytes() or 0
     begin = time.perf_counter()
@@ -119,6 +120,7 @@ def measure_file(name: str, kind: GgufKind, args: argparse.Namespace) -> list[di
         if args.interpreter:
             other = stack.enter_context(LlamaCpp(path, args.interpreter, args.threads, args.clock))
             sides[NAME] = other.run
+            facts[NAME] = {"version": other.version, "system": other.system}
         for key in args.work:
             run_of(lm.model)(WORKS[key].prompts(lm.config.vocab_size), 1)
             memory = (resident_bytes() or 0) - before
@@ -165,14 +167,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu measures one thread: add --threads 1")
-    torch.set_num_threads(args.threads)
     try:
         args.interpreter = find_interpreter(os.environ.get(VARIABLE))
     except ConfigError as error:
         print(f"without {NAME}: {error}", file=sys.stderr)
         args.interpreter = ""
     args.folder.mkdir(parents=True, exist_ok=True)
-    results = [result for name in args.model for kind in args.format for result in measure_file(name, kind, args)]
+    files = [(name, kind) for name in args.model for kind in args.format]
+    for name, kind in files:
+        gguf_file(name, kind, args)
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, processes, max_tasks_per_child=1) as pool:  # so that the memory is that of one model
+        parts = pool.map(measure_file, *zip(*files, strict=True), [args] * len(files))
+        results = [result for part in parts for result in part]
     features = [name for name in NOTABLE_FEATURES if name in cpu_features()]
     best = Limits(*(max(result["limits"][rate] for result in results) for rate in ("memory_rate", "matrix_rate")))
     head = {"cpu": cpu_name(), "features": features, "torch": torch.__version__}

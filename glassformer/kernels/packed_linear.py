@@ -42,12 +42,14 @@ class PackedModule(nn.Module):
 
     def __init__(self, matrix: PackedMatrix):
         super().__init__()
-        self.format, self.n_out, self.n_in = matrix.format, matrix.n_out, matrix.n_in
+        self.matrix, self.format, self.n_out, self.n_in = matrix, matrix.format, matrix.n_out, matrix.n_in
         self.register_buffer("packed", matrix.data)
 
-    @property
-    def matrix(self) -> PackedMatrix:
-        return PackedMatrix(self.format, self.n_out, self.n_in, self.packed)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Called by `to` and the like, which replace the buffer."""
+        super()._apply(fn, recurse)
+        self.matrix = PackedMatrix(self.format, self.n_out, self.n_in, self.packed)
+        return self
 
     @property
     def weight(self) -> Float[Tensor, "O I"]:

@@ -3,6 +3,7 @@
 The independent reference of a packed model is the decoded model whose linear layers quantize their input, in float64.
 """
 
+import copy
 import json
 
 import gguf
@@ -21,6 +22,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.cli.show import show
 from glassformer.errors import CheckpointError
 from glassformer.formats import load_decoder, open_checkpoint
+from glassformer.formats.gguf.blocks import pack_blocks
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.load import quantized_matrices
 from glassformer.formats.save import save_model
@@ -168,6 +170,18 @@ def test_rows_of_packed_and_other_matrices(pair):
         assert torch.equal(torch.cat(list(weight_chunks(found, 7))), wanted.weight)
     assert isinstance(model.embed, PackedEmbedding)
     assert prepack(model, 1) is model
+
+
+def test_a_copied_or_moved_layer_keeps_its_matrix():
+    layer = PackedLinear(pack_blocks("Q8_0", torch.from_numpy(random_rows("Q8_0", 9, 2, 0))), None)
+    x = torch.randn(2, 64)
+    for other in (copy.deepcopy(layer), copy.deepcopy(layer).to("cpu").double(), layer.share_memory()):
+        assert other.matrix.data is other.packed
+        assert torch.equal(other(x), layer(x))
+    other = copy.deepcopy(layer)
+    other.packed.zero_()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
 
 
 def test_a_tied_head_multiplies_by_the_packed_embedding(tmp_path):

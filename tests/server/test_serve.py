@@ -70,7 +70,7 @@ def test_serves_several_models_and_stops_on_ctrl_c(folders):
         chosen = {(one["model"], one["what"]): one for one in health["choices"]}
         assert chosen["alpha", "device"]["value"] == "cpu"
         assert all(one["because"] for one in health["choices"])
-        assert {what for _, what in chosen} == {"device", "dtype", "attention", "linear"}
+        assert {what for _, what in chosen} == {"device", "dtype", "kernels", "attention", "linear"}
         status, said = server.end(signal.SIGINT)
     assert status == 0, said
     assert "GET /health 200" in said

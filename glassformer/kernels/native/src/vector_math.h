@@ -1,7 +1,7 @@
 /* exp, tanh, the logistic function and the normal distribution of 8 numbers, by minimax polynomials.
 
-   Errors, measured against float64 (tests/kernels/test_native_rows.py): exp, sigmoid and tanh up to 2 ulp, normal up to 4,
-   for all finite arguments; results below 2^-126 keep the absolute error of 2^-126. NaN gives NaN. */
+   Largest errors against float64 from -104 to 104, in ulp: exp 1.0, tanh 1.3, sigmoid 2.3, normal 3.7; below 2^-126, in
+   units of the smallest normal number's ulp. Products with x are tested in tests/kernels/test_native_rows.py. NaN gives NaN. */
 #ifndef GF_VECTOR_MATH_H
 #define GF_VECTOR_MATH_H
 
