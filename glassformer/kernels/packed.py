@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
+from glassformer.kernels.memory import HUGE_PAGES
+
 ROWS, GROUP = 8, 32  # rows of a panel, inputs of a record
 HEADER_GROUPS = 8  # records after a header
 QUADS = GROUP // 4
@@ -160,7 +162,7 @@ def copied(value: Tensor) -> Tensor:
 
 def empty_matrix(name: str, n_out: int, n_in: int) -> PackedMatrix:
     """Return a matrix of the format `name` with uninitialized data, for `pack_rows` to fill."""
-    return PackedMatrix(name, n_out, n_in, torch.empty(packed_bytes(FORMATS[name], n_out, n_in), dtype=U8))
+    return PackedMatrix(name, n_out, n_in, HUGE_PAGES.empty(packed_bytes(FORMATS[name], n_out, n_in)))
 
 
 def pack(name: str, q: UInt8[Tensor, "O I"], fields: Mapping[str, Tensor]) -> PackedMatrix:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glassformer.kernels.native.library import is_fast, load_library
-from glassformer.kernels.native.ops import linear
+from glassformer.kernels.native.ops import linear, look_up
 from glassformer.kernels.packed import PackedMatrix, decode, product
 from glassformer.nn.linear import TiedLinear
 
@@ -75,6 +75,8 @@ class PackedEmbedding(PackedModule):
     """A table of embeddings whose rows are decoded when they are looked up."""
 
     def forward(self, ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
+        if load_library() is not None and ids.is_cpu:
+            return look_up(ids, self.matrix)
         return decode(self.matrix, ids)
 
 

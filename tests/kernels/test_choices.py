@@ -15,6 +15,7 @@ from glassformer.kernels.cpu import multiplies_natively
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import PREPACK_ROWS, choose_linear, prepack
 from glassformer.kernels.native.library import choose_library
+from glassformer.kernels.native.modules import choose_native
 from glassformer.kernels.placement import choose_placement
 from glassformer.nn.step import Step
 
@@ -100,5 +101,6 @@ def test_describe_reports_all_choices():
     placement = choose_placement("cpu", "auto", stored=BF16, n_parameters=1000)
     assert (placement.device, placement.dtype) == (torch.device("cpu"), F32)
     found = {choice.what: choice.value for choice in describe(CONFIGS["gemma2"](), placement)}
-    kernels = {"kernels": choose_library().value}
-    assert found == {"device": "cpu", "dtype": "float32", "attention": "reference", "linear": "torch"} | kernels
+    native = choose_native(CONFIGS["gemma2"](), placement.device, F32) is not None
+    products = {"attention": "native" if native else "reference", "linear": "native" if native else "torch"}
+    assert found == {"device": "cpu", "dtype": "float32", "kernels": choose_library().value} | products

@@ -111,3 +111,11 @@ def test_levels_agree_bit_for_bit(levels):
         results[-1] += [ops.linear(random_rows(n, 70), random_rows(20, 70).to(d)) for d in FLOATS for n in (2, 9)]
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_looked_up_rows_have_the_bits_of_decoded_ones(isa, name):
+    matrix, ids = random_matrix(name, 37, 512), torch.tensor([[0, 36, 8], [7, 7, 31]])
+    assert torch.equal(ops.look_up(ids, matrix), packed.decode(matrix, ids))
+    with pytest.raises(IndexError, match="from 0 to 36, got 0 to 37"):
+        ops.look_up(torch.tensor([0, 37]), matrix)

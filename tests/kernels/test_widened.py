@@ -11,6 +11,7 @@ import glassformer
 from glassformer.kernels import cpu, linear
 from glassformer.kernels.cpu import cpu_features, multiplies_natively
 from glassformer.kernels.linear import TILE, WIDEN_ROWS, WidenedLinear, widen, widened_product
+from glassformer.kernels.native import modules
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.step import Step
 
@@ -52,7 +53,8 @@ def test_product_has_gradients():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_loaded_models_are_widened_where_the_cpu_lacks_instructions(tied, native, tmp_path):
+def test_loaded_models_are_widened_without_native_kernels(tied, native, tmp_path, monkeypatch):
+    monkeypatch.setattr(modules, "is_fast", lambda: False)
     tokenizer = make_tokenizer()
     LanguageModel(tiny("llama", vocab_size=tokenizer.vocab_size, tied_head=tied), tokenizer).save(tmp_path)
     lm = glassformer.load(tmp_path, device="cpu", dtype="bfloat16")

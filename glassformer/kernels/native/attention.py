@@ -14,8 +14,8 @@ from torch import Tensor
 
 from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.native.library import load_library
-from glassformer.kernels.native.ops import Op, run
-from glassformer.kernels.native.rows import ATTEND, address, check_float, check_positions, head_strides
+from glassformer.kernels.native.ops import ATTEND, Op, run
+from glassformer.kernels.native.rows import address, check_float, check_positions, head_strides
 from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
 
 MAX_HEAD = 1024  # numbers; MAX_HEAD of src/attend.h

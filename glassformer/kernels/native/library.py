@@ -19,7 +19,7 @@ from glassformer.kernels.cpu import cpu_features
 from glassformer.kernels.placement import Choice
 
 LIBRARY = Path(__file__).parent / "lib" / ("kernels.dylib" if sys.platform == "darwin" else "kernels.so")
-ABI = 2  # GF_ABI in src/op.h
+ABI = 3  # GF_ABI in src/op.h
 FEATURES = {"scalar": frozenset(), "avx2": frozenset({"avx2", "fma", "f16c"})}  # of the CPU, for each level, ascending
 OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 

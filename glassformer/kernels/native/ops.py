@@ -11,13 +11,13 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.kernels.native.library import load_library
 from glassformer.kernels.packed import FORMATS, GROUP, PackedMatrix
 
-QUANTIZE, LINEAR = range(2)
+QUANTIZE, LINEAR, NORM, ROTATE, ACTIVATE, ATTEND, ADD, LOOK_UP = range(8)
 FLOAT_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PACKED_FORMATS = {name: len(FLOAT_FORMATS) + i for i, name in enumerate(FORMATS)}
 SMALL = 1 << 15  # multiplications; below, one thread is faster than the barriers of several
@@ -106,6 +106,19 @@ def linear(
         return y
     weight = matrix.contiguous()
     run([Op(kind=LINEAR, format=FLOAT_FORMATS[weight.dtype], x=x.data_ptr(), w=weight.data_ptr(), **common)], n_threads)
+    return y
+
+
+def look_up(ids: Int[Tensor, "*B"], matrix: PackedMatrix) -> Float[Tensor, "*B I"]:
+    """Return rows of a packed matrix by their indices, the same bits as `packed.decode`."""
+    ids = ids.to(torch.int64).contiguous()
+    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < matrix.n_out):
+        raise IndexError(f"rows must be from 0 to {matrix.n_out - 1}, got {int(ids.min())} to {int(ids.max())}")
+    y = torch.empty(*ids.shape, matrix.n_in)
+    number = PACKED_FORMATS[matrix.format]
+    op = Op(kind=LOOK_UP, format=number, rows=ids.numel(), n_in=matrix.n_in, n_out=matrix.n_out, x=ids.data_ptr())
+    op.w, op.y = matrix.data.data_ptr(), y.data_ptr()
+    run([op], 1)
     return y
 
 

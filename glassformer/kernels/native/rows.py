@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from glassformer.kernels.native.ops import LINEAR, Op, activation_bytes, run
+from glassformer.kernels.native.ops import ACTIVATE, ADD, NORM, ROTATE, Op, activation_bytes, run
 from glassformer.kernels.packed import GROUP
 
-NORM, ROTATE, ACTIVATE, ATTEND, ADD = range(LINEAR + 1, LINEAR + 6)
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}  # of nn/mlp.py
 SMALL = 1 << 14  # numbers; below, one thread is faster than the barriers of several
 

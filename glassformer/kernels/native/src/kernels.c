@@ -31,5 +31,6 @@ const Level LEVEL(GF_ISA) = {
             [GF_ACTIVATE] = activate,
             [GF_ATTEND] = attend,
             [GF_ADD] = add,
+            [GF_LOOK_UP] = linear_packed,
         },
 };

@@ -12,6 +12,7 @@
 #include "simd.h"
 
 #define FEW_ROWS 3
+#define AHEAD 8 /* rows: how far ahead weights are fetched */
 #define BLOCK_OUT 24  /* outputs of a block */
 #define BLOCK_IN 1024 /* inputs of a block */
 #define MAX_BLOCK_ROWS 256
@@ -70,7 +71,7 @@ INLINE void few_rows(const Op *op, int format, int rows, int outs, const float *
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < outs; c++) sums[r][c] = f8_zero();
     for (int c = 0; c < outs; c++) w[c] = matrix_row(op, o + c);
-    size_t row_bytes = (size_t)(matrix_row(op, 1) - matrix_row(op, 0)), ahead = (size_t)outs * row_bytes;
+    size_t row_bytes = (size_t)(matrix_row(op, 1) - matrix_row(op, 0)), ahead = AHEAD * row_bytes;
     for (int k = 0; k < whole; k += 16)
         for (int c = 0; c < outs; c++) {
             f8 part[2];

@@ -329,9 +329,41 @@ INLINE void packed_format(const Op *op, int f, int thread, int n_threads, void *
     if (row < op->rows) packed_rows(op, f, 1, &a, row, begin, end);
 }
 
+/* The values of some rows: integer x scale, rounded, plus the minimum, rounded. */
+INLINE void decode_rows(const Op *op, int f, int thread, int n_threads) {
+    int begin, end, groups = op->n_in / GROUP;
+    share(op->rows, 1, thread, n_threads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        int64_t id = ((const int64_t *)op->x)[i];
+        const uint8_t *panel = (const uint8_t *)op->w + (size_t)(id / PANEL) * panel_bytes(f, groups);
+        int row = (int)(id % PANEL);
+        float *y = (float *)op->y + (size_t)i * (size_t)op->n_in;
+        for (int g = 0; g < groups; g++, y += GROUP) {
+            const uint8_t *record = panel + group_offset(f, g);
+            f8 s, m = f8_zero();
+            i8 w[CHUNKS];
+            uint8_t bytes[CHUNKS][32];
+            float scale[PANEL], minimum[PANEL];
+            scales(f, panel + super_offset(f, g), record, &s, &m);
+            f8_store(scale, s), f8_store(minimum, m);
+            for (int c = 0; c < 4; c++) unpack(f, record, c, w + 2 * c);
+            for (int c = 0; c < CHUNKS; c++) i8_store(bytes[c], w[c]);
+            int zero = f == GF_Q4 ? 8 : f == GF_Q5 ? 16 : f == GF_Q6K ? 32 : f == GF_Q4Z ? record[32 + row] : 0;
+            for (int j = 0; j < GROUP; j++) {
+                uint8_t byte = bytes[j / 4][4 * row + j % 4];
+                int q = is_int8(f) || is_table(f) ? (int8_t)byte : byte - zero;
+                if (f == GF_Q6K) q *= (int8_t)record[8 * (j / 16) + row];
+                y[j] = (float)q * scale[row];
+                if (has_minimum(f)) y[j] += minimum[row];
+            }
+        }
+    }
+}
+
 #define PACKED(f)                                                                              \
     static void linear_##f(const Op *op, int thread, int n_threads, void *scratch) {           \
-        packed_format(op, f, thread, n_threads, scratch);                                      \
+        if (op->kind == GF_LOOK_UP) decode_rows(op, f, thread, n_threads);                     \
+        else packed_format(op, f, thread, n_threads, scratch);                                 \
     }
 PACKED(GF_Q8) PACKED(GF_Q8F) PACKED(GF_Q4) PACKED(GF_Q4M) PACKED(GF_Q4Z) PACKED(GF_Q5) PACKED(GF_Q5M)
 PACKED(GF_Q4K) PACKED(GF_Q5K) PACKED(GF_Q6K) PACKED(GF_IQ4NL) PACKED(GF_IQ4XS) PACKED(GF_MXFP4)

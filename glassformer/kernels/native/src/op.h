@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define GF_ABI 2
+#define GF_ABI 3
 
 typedef enum {
     GF_QUANTIZE, /* y: activations (activations.h) <- x [rows, n_in] */
@@ -32,6 +32,8 @@ typedef enum {
     GF_ATTEND,
 
     GF_ADD, /* y [rows, n_in] = x + w, w like x */
+
+    GF_LOOK_UP, /* y [rows, n_in] = rows x (int64 [rows], from 0 to n_out - 1) of the packed matrix w [n_out, n_in], decoded */
     GF_KINDS
 } Kind;
 

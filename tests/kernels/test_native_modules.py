@@ -1,0 +1,190 @@
+"""Models on the native kernels: one program computes the same bits as module after module, and both equal PyTorch."""
+
+import copy
+
+import pytest
+import torch
+from native_levels import at_each_level, same_bits
+from tiny import random_ids, run, tiny
+from tiny_families import CONFIGS
+
+import glassformer
+from glassformer.cache.dense import DenseCache
+from glassformer.kernels.memory import HUGE_PAGE, HUGE_PAGES
+from glassformer.kernels.native import modules, program
+from glassformer.kernels.native.attention import attend_native
+from glassformer.kernels.native.library import load_library
+from glassformer.kernels.native.modules import NativeLinear, use_native
+from glassformer.kernels.native.program import Program, unsupported
+from glassformer.models.language_model import LanguageModel
+from glassformer.nn.attend import attend_sdpa
+from glassformer.nn.step import Step
+
+pytestmark = pytest.mark.skipif(load_library() is None, reason="the native kernels are not built")
+N_TOKENS = 20
+
+
+class Blind:
+    """A tap that wants nothing: the modules run one by one."""
+
+    def wants(self, name):
+        return False
+
+    def __call__(self, name, value):
+        raise AssertionError("it wants no point")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The number of forward passes that ran as a program."""
+    counted = []
+    original = Program.run
+
+    def counting(self, x, step):
+        out = original(self, x, step)
+        counted.append(out is not None)
+        return out
+
+    monkeypatch.setattr(Program, "run", counting)
+    return counted
+
+
+@torch.inference_mode()
+def forward(model, ids, size, tap=None, lengths=None):
+    """Return the logits of `ids`, `size` tokens per forward pass; of the first `lengths` tokens of each sequence."""
+    lengths = lengths or [ids.shape[1]] * len(ids)
+    cache, parts = DenseCache.of(model.config, len(ids), ids.shape[1]), []
+    for begin in range(0, ids.shape[1], size):
+        counts = [min(max(n - begin, 0), size, ids.shape[1] - begin) for n in lengths]
+        part = ids[:, begin : begin + max(counts)]
+        parts.append(model(part, Step(cache.extend(counts), cache=cache, attend=attend_native, tap=tap)))
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_program_has_the_bits_of_the_modules(name, passes):
+    model = tiny(name)
+    ids = random_ids(model.config, 2, N_TOKENS)
+    want = run(model, ids)
+    use_native(model)
+    first = forward(model, ids, N_TOKENS)
+    assert (first - want).abs().max() <= 1e-5 * want.abs().max()
+    for size in (N_TOKENS, 1, 7):
+        for tap in (None, Blind()):
+            found = forward(model, ids, size, tap)
+            if model.config.layers[0].attention.latent is None:  # PyTorch multiplies the matrices of latents
+                assert torch.equal(found, first), (size, tap)
+    assert any(passes) == (unsupported(model) is None)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_weights_with_float32_activations(name, dtype):
+    """The result is that of float32 arithmetic on the rounded weights."""
+    model = tiny(name).to(dtype)
+    ids = random_ids(model.config, 2, N_TOKENS)
+    want = run(copy.deepcopy(model).float(), ids)
+    use_native(model)
+    found = forward(model, ids, 6)
+    assert model.blocks[0].mlp.up.weight.dtype == dtype
+    assert found.dtype == torch.float32
+    assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_sequences_of_different_lengths(passes):
+    """A row has the same bits alone and beside other sequences."""
+    model = tiny("qwen3")
+    use_native(model)
+    ids = random_ids(model.config, 3, N_TOKENS)
+    lengths = [20, 11, 3]
+    together = forward(model, ids, 8, lengths=lengths)
+    for row, n in enumerate(lengths):
+        assert torch.equal(forward(model, ids[row : row + 1, :n], 8)[0], together[row, :n])
+    assert any(passes)
+
+
+def test_levels_compute_the_same_bits():
+    model = tiny("llama")
+    use_native(model)
+    ids = random_ids(model.config, 2, N_TOKENS)
+    same_bits(at_each_level(lambda: forward(model, ids, 6)))
+
+
+def test_taps_gradients_hooks_and_other_attention_use_the_modules(passes):
+    model = tiny("llama")
+    use_native(model)
+    ids = random_ids(model.config, 1, 5)
+    with torch.inference_mode():
+        model(ids, Step.of(ids, attend=attend_native))  # no cache
+        cache = DenseCache.of(model.config, 1, 5)
+        model(ids, Step(cache.extend([5]), cache=cache, attend=attend_sdpa))
+    cache = DenseCache.of(model.config, 1, 5)
+    model(ids, Step(cache.extend([5]), cache=cache, attend=attend_native)).sum().backward()
+    assert model.blocks[0].mlp.up.weight.grad is not None
+    assert not passes
+    seen = []
+    hook = model.blocks[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    want = forward(model, ids, 5)
+    assert seen
+    assert not any(passes)
+    hook.remove()
+    assert torch.equal(forward(model, ids, 5), want)
+    assert any(passes)
+
+
+def test_replaced_weights_and_modules_are_noticed():
+    model = tiny("llama")
+    use_native(model)
+    ids = random_ids(model.config, 1, 5)
+    before = forward(model, ids, 5)
+    weight = model.blocks[0].mlp.up.weight
+    weight.data = weight.data * 2
+    changed = forward(model, ids, 5)
+    assert torch.equal(changed, forward(model, ids, 5, Blind()))
+    assert not torch.equal(changed, before)
+    other = tiny("llama", seed=1)
+    use_native(other)
+    model.blocks[1].mlp = other.blocks[1].mlp
+    replaced = forward(model, ids, 5)
+    assert torch.equal(replaced, forward(model, ids, 5, Blind()))
+    assert not torch.equal(replaced, changed)
+    with torch.no_grad():
+        model.blocks[0].attn.o.weight.mul_(3)  # in place: the same memory
+    assert torch.equal(forward(model, ids, 5), forward(model, ids, 5, Blind()))
+
+
+def test_copies_have_their_own_programs():
+    model = tiny("llama")
+    use_native(model)
+    ids = random_ids(model.config, 1, 5)
+    want = forward(model, ids, 5)
+    twin = copy.deepcopy(model)
+    twin.blocks[0].mlp.up.weight.data.zero_()
+    assert torch.equal(forward(model, ids, 5), want)
+    assert not torch.equal(forward(twin, ids, 5), want)
+
+
+def test_programs_do_not_accumulate():
+    model = tiny("llama")
+    use_native(model)
+    for n in range(1, 9):
+        forward(model, random_ids(model.config, 1, n), n)
+    assert len(model.programs.by_shape) == program.MAX_PROGRAMS
+
+
+def test_loaded_models_run_natively_where_it_is_faster(tmp_path, monkeypatch):
+    LanguageModel(tiny("llama"), None).save(tmp_path)
+    for features, native in ((frozenset(), True), (frozenset({"avx512f"}), False)):
+        monkeypatch.setattr(modules, "cpu_features", lambda features=features: features)
+        lm = glassformer.load(tmp_path, device="cpu", dtype="float32")
+        assert isinstance(lm.model.blocks[0].mlp.up, NativeLinear) == native
+        linear = next(choice for choice in lm.choices if choice.what == "linear")
+        assert (linear.value == "native") == native
+
+
+def test_huge_pages_give_separate_memory():
+    parts = [HUGE_PAGES.empty(n) for n in (1, 100, 3 * HUGE_PAGE, 64 * HUGE_PAGE, 5)]
+    for i, part in enumerate(parts):
+        assert part.data_ptr() % 64 == 0
+        part.fill_(i)
+    assert all(bool((part == i).all()) for i, part in enumerate(parts))
