@@ -1,15 +1,17 @@
 """Models on the native kernels: one program computes the same bits as module after module, and both equal PyTorch."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from native_levels import at_each_level, same_bits
-from tiny import random_ids, run, tiny
+from tiny import random_ids, randomise_sharp, run, tiny, tiny_config
 from tiny_families import CONFIGS
 
 import glassformer
 from glassformer.cache.dense import DenseCache
+from glassformer.config import NormConfig, change
 from glassformer.kernels.memory import HUGE_PAGE, HUGE_PAGES
 from glassformer.kernels.native import modules, program
 from glassformer.kernels.native.attention import attend_native
@@ -18,6 +20,7 @@ from glassformer.kernels.native.modules import NativeLinear, use_native
 from glassformer.kernels.native.program import Program, unsupported
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.attend import attend_sdpa
+from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="the native kernels are not built")
@@ -188,3 +191,54 @@ def test_huge_pages_give_separate_memory():
         assert part.data_ptr() % 64 == 0
         part.fill_(i)
     assert all(bool((part == i).all()) for i, part in enumerate(parts))
+
+
+RMS = NormConfig("rms", 1e-5)
+VARIANTS = {
+    "no final norm": {"final_norm": None},
+    "after the sum": {"layers.*.norm_at": ("post",), "final_norm": None},
+    "before and after each layer": {"layers.*.norm_at": ("pre", "out")},
+    "parallel, two norms": {"layers.*.parallel": True},
+    "parallel, one norm": {"layers.*.parallel": True, "layers.*.shared_norm": True},
+    "query and key norms over heads": {"layers.*.attention.qk_norm": RMS, "layers.*.attention.qk_norm_over": "width"},
+    "a norm for each head": {"layers.*.attention.qk_norm": RMS, "layers.*.attention.qk_norm_over": "each"},
+    "softcap, sinks and a window": {
+        "layers.*.attention.softcap": 20.0, "layers.*.attention.sinks": True, "layers.1.attention.window": 4
+    },
+    "limited gates": {"layers.*.mlp.limit": 0.5, "layers.*.mlp.up_plus_one": True},
+    "not gated, biases": {"layers.*.mlp.gated": False, "layers.*.mlp.bias": True, "layers.*.attention.bias": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_program_of_other_blocks(name, passes):
+    config = tiny_config("llama")
+    for path, value in VARIANTS[name].items():
+        for i in range(config.n_layers):
+            config = change(config, path.replace("*", str(i)), value)
+    model = randomise_sharp(Decoder(config))
+    ids = random_ids(config, 2, N_TOKENS)
+    want = run(model, ids)
+    use_native(model)
+    found = forward(model, ids, N_TOKENS)
+    assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+    for size in (1, 7):
+        assert torch.equal(forward(model, ids, size), found)
+        assert torch.equal(forward(model, ids, size, Blind()), found)
+    assert any(passes) == (name != "a norm for each head")
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_program_of_packed_matrices(quantize, passes, tmp_path):
+    config = replace(tiny_config("llama"), d_model=64)
+    for i in range(config.n_layers):
+        config = change(config, f"layers.{i}.mlp.d_ff", 96)
+        config = change(config, f"layers.{i}.attention.head_dim", 16)
+    LanguageModel(randomise_sharp(Decoder(config)), None).save(tmp_path)
+    model = glassformer.load(tmp_path, device="cpu", quantize=quantize).model
+    ids = random_ids(config, 2, N_TOKENS)
+    found = forward(model, ids, N_TOKENS)
+    for size in (1, 7):
+        assert torch.equal(forward(model, ids, size), found)
+        assert torch.equal(forward(model, ids, size, Blind()), found)
+    assert all(passes)

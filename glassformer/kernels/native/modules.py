@@ -127,7 +127,7 @@ def choose_native(
 
 def use_native(model: nn.Module) -> None:
     """Change the classes of a model's modules to those of this file; their matrices stay where they are."""
-    model.activation_dtype = torch.float32  # pyright: ignore[reportAttributeAccessIssue]: see `dtype_of`
+    model.__dict__["activation_dtype"] = torch.float32  # see `dtype_of`
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not (type(module) in KEEP_DTYPE and name == "weight") and parameter.is_floating_point():

@@ -158,27 +158,20 @@ class Program:
             assert isinstance(block, Block)
             self.add_block(block)
         self.add_norm(model.norm, self.x, self.x)
-        self.last = self.ops[-1]
-        if isinstance(model.norm, nn.Identity):
-            self.last = self.copy(self.x)
+        self.has_norm = not isinstance(model.norm, nn.Identity)
         self.list = (Op * len(self.ops))(*self.ops)  # copies: from here on, only `self.list` is changed
         places = {ctypes.addressof(op): i for i, op in enumerate(self.ops)}
-        self.stores = [
-            tuple(self.list[places[ctypes.addressof(op)]] for op in layer)
-            for layer in self.stores  # pyright: ignore
-        ]
-        self.last = self.list[len(self.ops) - 1]
+        self.kept = [[self.list[places[ctypes.addressof(op)]] for op in layer] for layer in self.stores]
         work = self.rows * sum(p.numel() for p in model.blocks.parameters())
         self.one_thread = work < SMALL and not any(isinstance(m, PackedLinear) for m in model.blocks.modules())
-        attentions = [block.attn for block in model.blocks]
-        self.heads = [(attn.config.n_kv_heads, attn.config.head_dim) for attn in attentions]
+        self.heads = [(layer.attention.n_kv_heads, layer.attention.head_dim) for layer in config.layers]
 
     def run(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"] | None:
         """Run the blocks and the final norm; None if the cache cannot store these tokens before they are read."""
         cache = step.cache
         assert cache is not None
-        slots = [getattr(cache.layer(i), "direct_storage", None) for i in range(len(self.stores))]
-        for slot, (n_heads, size), (store_k, store_v, attend) in zip(slots, self.heads, self.stores, strict=True):
+        slots = [getattr(cache.layer(i), "direct_storage", None) for i in range(len(self.kept))]
+        for slot, (n_heads, size), (store_k, store_v, attend) in zip(slots, self.heads, self.kept, strict=True):
             storage = None if slot is None else slot(n_heads, size)
             if storage is None:
                 return None
@@ -196,9 +189,10 @@ class Program:
             for buffer, value in zip(buffers, step.rotation(*rope), strict=True):
                 buffer.copy_(value)
         out = torch.empty(x.shape)
-        self.last.y = out.data_ptr()
+        if self.has_norm:
+            self.list[len(self.list) - 1].y = out.data_ptr()
         ops.run_list(self.list, 1 if self.one_thread else None)
-        return out
+        return out if self.has_norm else out.copy_(self.x.view(x.shape))
 
     def buffer(self, *shape: int) -> Tensor:
         self.alive.append(torch.empty(shape))
@@ -286,7 +280,7 @@ class Program:
         if mlp.gate is not None:
             self.add_linear(mlp.gate, inputs, gate, no_barrier=True)
         self.add_linear(mlp.up, inputs, up)
-        options = {"activation": mlp.config.activation} if mlp.gate is None else activation_options(mlp)
+        options: dict[str, Any] = {"activation": mlp.config.activation} if mlp.gate is None else activation_options(mlp)
         packed = isinstance(mlp.down, PackedLinear)
         act = self.activations(mlp.config.d_ff, "act") if packed else gate
         other = None if mlp.gate is None else up
