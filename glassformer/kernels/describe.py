@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.kernels.attention import choose_attention
 from glassformer.kernels.linear import choose_linear
@@ -20,11 +22,12 @@ def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: P
     native = choose_native(config, device, dtype)
     if native is not None and not placement.packed:
         linear = native
-    attention = choose_attention(config, device, dtype)
-    if linear.value in ("native", "packed") and getattr(config, "relative", None) is None:
-        attention = Choice("attention", "native", "it is faster than PyTorch's fused product on this CPU")
-    if placement.device.type == "cpu":
+    if device.type == "cpu":
         kernels = choose_library()
     else:
         kernels = Choice("kernels", "torch", "the native kernels run on a CPU only")
+    attention = choose_attention(config, device, dtype)
+    floats = dtype == torch.float32 or linear.value in ("native", "packed")
+    if isinstance(config, ModelConfig) and config.relative is None and floats and kernels.value != "torch":
+        attention = Choice("attention", "native", "the native kernels run attention in float32 on a CPU")
     return (*placement.choices, kernels, attention, linear)

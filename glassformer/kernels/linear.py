@@ -1,4 +1,6 @@
-"""Linear layers that run faster on a CPU than PyTorch's: prepacked for many sequences, widened for slow dtypes.
+"""Linear layers of PyTorch operations that are faster on a CPU: prepacked for many sequences, widened for slow dtypes.
+
+They serve models without native modules (`native/modules.py`): all but decoders, and all where no native kernels run.
 
     nn.Linear        weight [out, in]                 oneDNN reorders the matrix in every forward pass
     PrepackedLinear  the same weight, and its blocks  ... once: at 32 sequences a product takes 0.5 to 0.8 of the time
@@ -75,7 +77,7 @@ WIDENED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: WidenedLinear, Tie
 
 
 def widen(model: nn.Module) -> None:
-    """Widen the linear layers of a model if `choose_linear` chooses it. All have one device and dtype."""
+    """Widen the linear layers of a model, which have one device and dtype, if `choose_linear` returns "widened"."""
     if choose_linear(device_of(model), dtype_of(model), 1).value == "widened":
         widen_layers(model)
 
@@ -88,7 +90,7 @@ def widen_layers(model: nn.Module) -> None:
 
 
 def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int, packed: bool = False) -> Choice:
-    """Choose how to multiply `rows` rows at a time: with prepacked or widened weights, or with the model's own.
+    """Choose how to multiply `rows` rows at a time: packed, prepacked or widened, or as the model's own layers do.
 
     packed: whether the model has packed matrices, which `choose_weights` decides.
     """
@@ -109,7 +111,7 @@ def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int, pac
 def prepack(model: Model, rows: int) -> Model:
     """Return a model with the same parameters, faster for forward passes of `rows` sequences without gradients.
 
-    Returns the model itself if `choose_linear` chooses "torch". A linear layer with hooks keeps its type.
+    Returns the model itself unless `choose_linear` returns "prepacked". A linear layer with hooks keeps its type.
     """
     chosen = choose_linear(device_of(model), dtype_of(model), rows).value
     return _prepack(model, rows) if chosen == "prepacked" else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 
 import torch
 from jaxtyping import UInt8
@@ -11,22 +12,23 @@ from torch import Tensor
 
 HUGE_PAGE = 2 << 20  # bytes
 CHUNK = 16 * HUGE_PAGE
-ALIGNMENT = 64
+ALIGNMENT = 64  # bytes: a cache line
 MADV_HUGEPAGE = 14  # of Linux's madvise(2)
 
 
 class HugePages:
-    """Gives parts of large chunks of memory, because a huge page is larger than many matrices."""
+    """Allocate parts of large chunks of memory, because a huge page is larger than many matrices."""
 
     def __init__(self) -> None:
-        self.chunk = torch.empty(0, dtype=torch.uint8)
+        self.chunk, self.lock = torch.empty(0, dtype=torch.uint8), threading.Lock()
 
     def empty(self, n: int) -> UInt8[Tensor, "n"]:
         """Return `n` uninitialized bytes. Their chunk is freed with the last part of it."""
         size = -(-n // ALIGNMENT) * ALIGNMENT
-        if size > len(self.chunk):
-            self.chunk = new_chunk(max(size, CHUNK))
-        part, self.chunk = self.chunk[:n], self.chunk[size:]
+        with self.lock:
+            if size > len(self.chunk):
+                self.chunk = new_chunk(max(size, CHUNK))
+            part, self.chunk = self.chunk[:n], self.chunk[size:]
         return part
 
 

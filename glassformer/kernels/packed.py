@@ -122,7 +122,10 @@ FORMATS = {
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A quantized matrix [n_out, n_in]; `pack` makes one. `format` is a key of `FORMATS`, `data` holds the panels."""
+    """A quantized matrix [n_out, n_in]; `format` is a key of `FORMATS`, `data` holds the panels.
+
+    `pack` makes one from integers and fields, `empty_matrix` one that `pack_rows` fills.
+    """
 
     format: str
     n_out: int

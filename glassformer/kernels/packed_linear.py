@@ -112,7 +112,7 @@ def can_replace(model: nn.Module, name: str) -> bool:
 def replace_matrix(model: nn.Module, name: str, matrix: PackedMatrix) -> None:
     """Replace the layer of the parameter `name`, wherever the model uses it, by one with a packed matrix.
 
-    A new `bias` may be assigned to it before or after. Heads that are tied to an embedding are replaced with it.
+    The new layer has the old `bias`. Heads that are tied to an embedding are replaced with it.
     """
     old: Any = model.get_submodule(name.removesuffix(".weight"))
     assert can_replace(model, name), f"{name} is not the matrix of a linear layer or an embedding"
@@ -168,7 +168,7 @@ class ModelWeights(Mapping[str, Tensor]):
 
 
 def rounding_of(*layers: Any) -> str:
-    """Return what to add to an identity that compares W x with the forward pass: "" unless a matrix is packed."""
+    """Return the words that an identity of W x and the forward pass needs: "" unless a layer's matrix is packed."""
     return ", where x has 8 bits in the forward pass" if any(isinstance(layer, PACKED) for layer in layers) else ""
 
 

@@ -1,4 +1,4 @@
-"""Choose a model's device and dtype, with reasons."""
+"""Choose a model's device and dtype, and whether its quantized matrices stay packed, with reasons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Choice:
 class Placement:
     """The device and dtype of a model, and the reasons.
 
-    packed: whether quantized matrices stay packed. quantizes: whether the matrices are quantized after loading.
+    packed: whether quantized matrices stay packed. quantizes: whether matrices of floats are quantized after loading.
     """
 
     device: torch.device
@@ -118,7 +118,7 @@ def choose_weights(
 
     Args:
         requested: the dtype that the user requested, or "auto".
-        packs: whether a CPU runs them packed.
+        packs: whether a CPU runs them packed: see `runs_packed`.
         decoded_to: the dtype of decoded matrices.
     """
     own, others = ([one for one in quantized if one.packs is kind] for kind in (True, False))
@@ -132,7 +132,7 @@ def choose_weights(
         why = "decoded matrices run faster on this machine"
     else:
         rest = f"; decoded to float32: {', '.join(map(str, others))}" if others else ""
-        return Choice("weights", "packed", f"{', '.join(map(str, own))} run at their own width{rest}")
+        return Choice("weights", "packed", f"{', '.join(map(str, own))} run as they are stored{rest}")
     return Choice("weights", "decoded", f"{', '.join(map(str, quantized))} become {decoded_to}: {why}")
 
 

@@ -248,7 +248,7 @@ def test_choice_names_types_that_are_decoded():
     both = [QuantizedMatrices("Q4_K", 9, 5_000_000, True), QuantizedMatrices("Q2_K", 2, 1_500_000, False)]
     chosen = choose_weights("auto", device="cpu", quantized=both, packs=True, decoded_to="bfloat16")
     assert chosen.value == "packed"
-    assert chosen.because == "9 Q4_K (5.0 MB) run at their own width; decoded to float32: 2 Q2_K (1.5 MB)"
+    assert chosen.because == "9 Q4_K (5.0 MB) run as they are stored; decoded to float32: 2 Q2_K (1.5 MB)"
     chosen = choose_weights("auto", device="cpu", quantized=both[1:], packs=True, decoded_to="bfloat16")
     assert chosen.value == "decoded"
     assert chosen.because == "2 Q2_K (1.5 MB) become bfloat16: their types or layouts have no packed format"

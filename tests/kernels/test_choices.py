@@ -16,7 +16,7 @@ from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import PREPACK_ROWS, choose_linear, prepack
 from glassformer.kernels.native.library import choose_library
 from glassformer.kernels.native.modules import choose_native
-from glassformer.kernels.placement import choose_placement
+from glassformer.kernels.placement import choose_placement, choose_quantized_placement
 from glassformer.nn.step import Step
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -101,6 +101,14 @@ def test_describe_reports_all_choices():
     placement = choose_placement("cpu", "auto", stored=BF16, n_parameters=1000)
     assert (placement.device, placement.dtype) == (torch.device("cpu"), F32)
     found = {choice.what: choice.value for choice in describe(CONFIGS["gemma2"](), placement)}
-    native = choose_native(CONFIGS["gemma2"](), placement.device, F32) is not None
-    products = {"attention": "native" if native else "reference", "linear": "native" if native else "torch"}
-    assert found == {"device": "cpu", "dtype": "float32", "kernels": choose_library().value} | products
+    kernels, native = choose_library().value, choose_native(CONFIGS["gemma2"](), placement.device, F32) is not None
+    products = {"attention": "reference" if kernels == "torch" else "native", "linear": "native" if native else "torch"}
+    assert found == {"device": "cpu", "dtype": "float32", "kernels": kernels} | products
+
+
+def test_describe_reports_attention_that_no_kernel_runs():
+    quantized = choose_quantized_placement("cpu", "auto", "int8")
+    for config in (RecurrentConfig(11, 11, 8, 8, attention="dot"), ENCODERS["bert"]):
+        found = {choice.what: choice.value for choice in describe(config, quantized)}
+        assert found["linear"] == "packed"
+        assert found["attention"] == choose_attention(config, "cpu", F32).value

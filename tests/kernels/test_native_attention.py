@@ -10,7 +10,7 @@ from native_levels import at_each_level, same_bits
 
 from glassformer.cache.dense import DenseCache
 from glassformer.kernels.native import attention
-from glassformer.kernels.native.attention import Places, attend_native, attend_op
+from glassformer.kernels.native.attention import KeyRanges, attend_native, attend_op
 from glassformer.kernels.native.library import load_library
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 
@@ -58,7 +58,7 @@ def test_equals_reference(spec, batch, group, kv_heads, size, value_size, length
     v = draw(batch, n_keys, kv_heads, value_size, seed=2)
     sinks = draw(group * kv_heads, seed=3) if with_sinks else None
     view = view_of(spec, length, n_keys, batch)
-    assert attention.places_of(spec, view, batch) is not None
+    assert attention.key_ranges(spec, view, batch) is not None
     want = attend_reference(spec, q, KV(k, v), view, None, sinks)[0]
     z = same_bits(at_each_level(lambda: attend_native(spec, q, KV(k, v), view, None, sinks)))
     torch.testing.assert_close(z, want, **BOUND)
@@ -186,7 +186,7 @@ def test_falls_back_where_the_kernels_do_not_compute():
         Visibility(restarted, restarted, visible(spec, restarted, restarted, documents)),
         Visibility(steps + 1, steps * 2, visible(spec, steps + 1, steps * 2)),  # positions without keys
     ):
-        assert attention.places_of(spec, view, 1) is None
+        assert attention.key_ranges(spec, view, 1) is None
         want = attend_reference(spec, q, KV(k, v), view)[0]
         torch.testing.assert_close(attend_native(spec, q, KV(k, v), view), want, **BOUND)
     bias = draw(1, 2, n, n, seed=3)
@@ -203,7 +203,7 @@ def test_operation_checks_its_tensors():
     spec = AttendSpec(0.25)
     q, k, z = draw(2, 3, 4, 8), draw(2, 2, 5, 8), draw(2, 3, 4, 8)
     queries = torch.zeros(2, 3, dtype=torch.int32)
-    places = Places(queries, None, None)
+    places = KeyRanges(queries, None, None)
     attend_op(spec, q, k, k, z, places)
     for wrong in (
         lambda: attend_op(spec, q, k[:, :, :0], k[:, :, :0], z, places),
@@ -212,9 +212,9 @@ def test_operation_checks_its_tensors():
         lambda: attend_op(spec, q, k, k.clone().mT.contiguous().mT, z, places),
         lambda: attend_op(spec, q.double(), k, k, z, places),
         lambda: attend_op(spec, q, k, k, z[:, :2], places),
-        lambda: attend_op(spec, q, k, k, z, Places(queries[:, :2], None, None)),
-        lambda: attend_op(spec, q, k, k, z, Places(queries, queries[0], None)),
-        lambda: attend_op(spec, q, k, k, z, Places(queries, None, queries[:1])),
+        lambda: attend_op(spec, q, k, k, z, KeyRanges(queries[:, :2], None, None)),
+        lambda: attend_op(spec, q, k, k, z, KeyRanges(queries, queries[0], None)),
+        lambda: attend_op(spec, q, k, k, z, KeyRanges(queries, None, queries[:1])),
         lambda: attend_op(spec, q, k, k, z, places, draw(3)),
         lambda: attend_op(spec, draw(2, 3, 4, 1032), draw(2, 2, 5, 1032), k, z, places),
     ):

@@ -15,19 +15,19 @@ from torch import Tensor
 from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.native.library import load_library
 from glassformer.kernels.native.ops import ATTEND, Op, run
-from glassformer.kernels.native.rows import address, check_float, check_positions, head_strides
+from glassformer.kernels.native.rows import address, check_float, check_integers, head_strides
 from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
 
 MAX_HEAD = 1024  # numbers; MAX_HEAD of src/attend.h
 SMALL = 1 << 16  # numbers of queries times keys; below, one thread is faster than the barriers of several
 
 
-class Places(NamedTuple):
-    """Which keys the queries of a forward pass attend to, as positions, and where those are.
+class KeyRanges(NamedTuple):
+    """The range of positions that each query of a forward pass sees, and the slots of their keys.
 
     Args:
         queries: the position of each query, -1: padding.
-        lengths: queries see all positions below; None: those up to their own.
+        lengths: every query of a sequence sees the positions below; None: those up to its own.
         table: the slot of each position modulo P; None: the position is the slot.
     """
 
@@ -53,15 +53,15 @@ def attend_native(
     usable = bias is None and all(t.dtype == torch.float32 and t.is_cpu for t in tensors)
     usable = usable and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     usable = usable and q.numel() > 0 and kv.k.shape[1] > 0 and max(q.shape[3], kv.v.shape[3]) <= MAX_HEAD
-    places = places_of(spec, view, q.shape[0]) if usable and load_library() is not None else None
-    if places is None:
+    ranges = key_ranges(spec, view, q.shape[0]) if usable and load_library() is not None else None
+    if ranges is None:
         return attend_fused(spec, q, kv, view, bias, sinks)
     k, v = kv.k.transpose(1, 2), kv.v.transpose(1, 2)  # [B, Hkv, S, Dh]
     if (strides := head_strides(k)) is None or strides != head_strides(v):
         k, v = (t.contiguous().transpose(1, 2) for t in kv)
     q = q.contiguous()
     z = q.new_empty(*q.shape[:3], v.shape[3])
-    op = attend_op(spec, q, k, v, z, places, None if sinks is None else sinks.contiguous())
+    op = attend_op(spec, q, k, v, z, ranges, None if sinks is None else sinks.contiguous())
     work = q.numel() * min(k.shape[2], spec.window or k.shape[2])
     run([op], 1 if work < SMALL else None)
     return z
@@ -73,7 +73,7 @@ def attend_op(
     k: Float[Tensor, "B Hkv S Dh"],
     v: Float[Tensor, "B Hkv S Dv"],
     z: Float[Tensor, "B T H Dv"],
-    places: Places,
+    ranges: KeyRanges,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Op:
     """Return the operation that attends to cached keys and values; k and v have the same distances between heads.
@@ -90,27 +90,27 @@ def attend_op(
         raise ValueError("k and v must be float32 on the CPU, with contiguous heads at the same distances")
     check_float("q", q)
     check_float("z", z)
-    check_positions(places.queries, b * t)
+    check_integers("queries", ranges.queries, b * t)
     op = Op(kind=ATTEND, rows=b * t, n_in=size, n_out=value_size, x=q.data_ptr(), w=k.data_ptr(), y=z.data_ptr())
     op.bias = address("sinks", sinks, h)
-    op.p[:2] = v.data_ptr(), places.queries.data_ptr()
-    if places.lengths is not None:
-        check_positions(places.lengths, b)
-        op.p[2] = places.lengths.data_ptr()
-    if places.table is not None:
-        check_positions(places.table, places.table.numel())
-        if places.table.shape[0] != b:
-            raise ValueError(f"the table must have {b} rows, got {list(places.table.shape)}")
-        op.p[3], slots = places.table.data_ptr(), places.table.shape[1]
+    op.p[:2] = v.data_ptr(), ranges.queries.data_ptr()
+    if ranges.lengths is not None:
+        check_integers("lengths", ranges.lengths, b)
+        op.p[2] = ranges.lengths.data_ptr()
+    if ranges.table is not None:
+        check_integers("table", ranges.table, ranges.table.numel())
+        if ranges.table.shape[0] != b:
+            raise ValueError(f"the table must have {b} rows, got {list(ranges.table.shape)}")
+        op.p[3], slots = ranges.table.data_ptr(), ranges.table.shape[1]
     op.i[:] = t, h, n_kv_heads, slots, *strides, spec.window or 0
     op.f[:2] = spec.scale, spec.softcap or 0.0
     return op
 
 
-def places_of(spec: AttendSpec, view: Visibility, batch: int) -> Places | None:
-    """Return where a view's keys are; None: some query does not see a range of positions. Computed once for a view."""
+def key_ranges(spec: AttendSpec, view: Visibility, batch: int) -> KeyRanges | None:
+    """Return the ranges of a view, computed once; None if what some query sees is not one range of positions."""
     if "native" not in view.derived:
-        view.derived["native"] = _find_places(spec, view, batch) if _sees_ranges(spec, view) else None
+        view.derived["native"] = _find_ranges(spec, view, batch) if _sees_ranges(spec, view) else None
     return view.derived["native"]
 
 
@@ -131,12 +131,12 @@ def _in_order(keys: Tensor) -> bool:
     return torch.equal(keys, torch.arange(keys.shape[-1]).expand_as(keys))
 
 
-def _find_places(spec: AttendSpec, view: Visibility, batch: int) -> Places | None:
+def _find_ranges(spec: AttendSpec, view: Visibility, batch: int) -> KeyRanges | None:
     queries = view.queries.to(torch.int32).expand(batch, -1).contiguous()
     end = view.keys.amax(-1) + 1  # [#B]
     lengths = None if spec.causal else end.to(torch.int32).expand(batch).contiguous()
     if _in_order(view.keys):
-        return Places(queries, lengths, None)
+        return KeyRanges(queries, lengths, None)
     row, slot = (view.keys >= 0).nonzero(as_tuple=True)  # a ring, or padding
     position = view.keys[row, slot]
     size = int((end[row] - position).amax()) if len(row) else 1
@@ -144,4 +144,4 @@ def _find_places(spec: AttendSpec, view: Visibility, batch: int) -> Places | Non
     table[row, position % size] = slot
     if not torch.equal(table[row, position % size], slot):
         return None  # two keys of a sequence have the same position
-    return Places(queries, lengths, table.to(torch.int32).expand(batch, -1).contiguous())
+    return KeyRanges(queries, lengths, table.to(torch.int32).expand(batch, -1).contiguous())

@@ -1,4 +1,4 @@
-"""The modules of nn/ on the native kernels, with the same parameters: a model changes the classes of its modules.
+"""The modules of nn/ on the native kernels, with the same parameters: `use_native` changes the classes of a model's.
 
 Matrices and embeddings keep their dtype; activations and all other parameters are float32. Each module computes with
 PyTorch where a kernel cannot: with gradients, on another device, and under torch.compile.
@@ -111,19 +111,19 @@ KEEP_DTYPE = (nn.Linear, nn.Embedding)  # modules whose matrix keeps its dtype
 def choose_native(
     config: ModelConfig | EncoderConfig | RecurrentConfig, device: torch.device, dtype: torch.dtype
 ) -> Choice | None:
-    """Choose the native modules for a decoder-only model where they are faster than PyTorch, which None chooses."""
+    """Return the choice of native modules for a decoder-only model; None where PyTorch's are at least as fast."""
     if device.type != "cpu" or not isinstance(config, ModelConfig) or config.encoder is not None or not is_fast():
         return None
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float32:
-        reason = (
-            None if "avx512f" in cpu_features() else "the native products are as fast as PyTorch's, and start faster"
-        )
+        if "avx512f" in cpu_features():
+            return None
+        reason = "native products are as fast as PyTorch's, and calls of them take less time"
+    elif multiplies_natively(dtype):
+        return None
     else:
-        reason = (
-            None if multiplies_natively(dtype) else f"this CPU has no {name} instructions, and PyTorch is slow without"
-        )
-    return None if reason is None else Choice("linear", "native", f"{reason}; activations are float32")
+        reason = f"this CPU has no {name} instructions, without which PyTorch is slow"
+    return Choice("linear", "native", f"{reason}; activations are float32")
 
 
 def use_native(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 A program is prepared once for a number of sequences and new tokens: its operations hold the addresses of weights and
 buffers. A forward pass sets what changes (input, positions, angles, cache) and makes one call. `Block.forward` on the
-native modules does the same operations one call at a time, with the same bits.
+native modules runs the same operations, one per call, with the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import threading
 import weakref
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +43,7 @@ SMALL = 1 << 18  # multiplications of a forward pass; below, one thread is faste
 
 
 class NativeDecoder(Decoder):
-    """`Decoder` whose blocks run as one program where no tap, gradient or hook needs them one by one."""
+    """`Decoder` whose blocks run as one program if no tap, gradient or hook needs the values between them."""
 
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
         if not can_run(step):
@@ -61,13 +61,13 @@ class NativeDecoder(Decoder):
 
 
 def can_run(step: Step) -> bool:
-    """Whether a program can do a forward pass, as far as its arguments decide."""
+    """Whether the arguments of a forward pass allow a program."""
     plain = step.tap is None and step.cache is not None and step.source is None and step.backend is attend_native
     return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and load_library() is not None
 
 
 def unsupported(model: Decoder) -> str | None:
-    """Return what of a model no program can do; None: nothing."""
+    """Return the part of a model that programs do not support, or None."""
     if model.relative_positions is not None:
         return "relative positions"
     for block in model.blocks:
@@ -100,9 +100,9 @@ class Programs:
         return Programs, ()
 
     def run(self, model: Decoder, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"] | None:
-        """Run a forward pass; None if no program can do it."""
+        """Run a forward pass; None if programs do not support the model or its cache."""
         if self.checked_with is None or self.checked_with() is not step.cache:  # once for each cache: each request
-            if self.structure is None or not self.structure.holds():
+            if self.structure is None or not self.structure.is_current():
                 self.by_shape.clear()
                 self.structure = Structure(model)
             self.checked_with = weakref.ref(step.cache)
@@ -134,11 +134,18 @@ class Structure:
         self.weights = [(t, name, value.data_ptr()) for t in tables for name, value in t.items() if value is not None]
         self.reason = "hooks" if any(self.hooks) else unsupported(model)
 
-    def holds(self) -> bool:
-        """Whether nothing was replaced and no hook was added or removed since."""
+    def is_current(self) -> bool:
+        """Whether the model has the same modules and weights, and hooks only if it had hooks."""
         same = all(table[name].data_ptr() == address for table, name, address in self.weights)
         same = same and all(list(part._modules.values()) == children for part, children in self.modules)
         return same and any(self.hooks) == (self.reason == "hooks")
+
+
+class Inputs(NamedTuple):
+    """The input of linear layers: float32 rows for float matrices, quantized rows for packed ones."""
+
+    x: Tensor | None
+    quantized: Tensor | None
 
 
 class Program:
@@ -160,8 +167,8 @@ class Program:
         self.add_norm(model.norm, self.x, self.x)
         self.has_norm = not isinstance(model.norm, nn.Identity)
         self.list = (Op * len(self.ops))(*self.ops)  # copies: from here on, only `self.list` is changed
-        places = {ctypes.addressof(op): i for i, op in enumerate(self.ops)}
-        self.kept = [[self.list[places[ctypes.addressof(op)]] for op in layer] for layer in self.stores]
+        index = {ctypes.addressof(op): i for i, op in enumerate(self.ops)}
+        self.cache_ops = [[self.list[index[ctypes.addressof(op)]] for op in layer] for layer in self.stores]
         work = self.rows * sum(p.numel() for p in model.blocks.parameters())
         self.one_thread = work < SMALL and not any(isinstance(m, PackedLinear) for m in model.blocks.modules())
         self.heads = [(layer.attention.n_kv_heads, layer.attention.head_dim) for layer in config.layers]
@@ -170,8 +177,8 @@ class Program:
         """Run the blocks and the final norm; None if the cache cannot store these tokens before they are read."""
         cache = step.cache
         assert cache is not None
-        slots = [getattr(cache.layer(i), "direct_storage", None) for i in range(len(self.kept))]
-        for slot, (n_heads, size), (store_k, store_v, attend) in zip(slots, self.heads, self.kept, strict=True):
+        slots = [getattr(cache.layer(i), "direct_storage", None) for i in range(len(self.cache_ops))]
+        for slot, (n_heads, size), (store_k, store_v, attend) in zip(slots, self.heads, self.cache_ops, strict=True):
             storage = None if slot is None else slot(n_heads, size)
             if storage is None:
                 return None
@@ -304,7 +311,7 @@ class Program:
             self.add(rows.norm_op(x, y, **norm_options(norm)))
 
     def add_input(self, norm: nn.Module, x: Tensor, layers: list[Any], name: str) -> Inputs:
-        """Add the norm before some layers; return their input."""
+        """Add the norm that precedes some layers; return their inputs."""
         if isinstance(norm, nn.Identity):
             return self.quantized(x, layers, name)
         if all(isinstance(layer, PackedLinear) for layer in layers):
@@ -316,7 +323,7 @@ class Program:
         return self.quantized(y, layers, name)
 
     def quantized(self, x: Tensor, layers: list[Any], name: str) -> Inputs:
-        """Return x, and its activations if a layer is packed."""
+        """Return x as the input of layers, with its quantized rows if one of them is packed."""
         if not any(isinstance(layer, PackedLinear) for layer in layers):
             return Inputs(x, None)
         y = self.activations(x.shape[1], name)
@@ -349,13 +356,6 @@ class Program:
         if residual is not None:
             op.residual = residual.data_ptr()
         self.add(op, no_barrier)
-
-
-class Inputs:
-    """The input of linear layers: float32 rows for float matrices, quantized rows for packed ones."""
-
-    def __init__(self, x: Tensor | None, quantized: Tensor | None):
-        self.x, self.quantized = x, quantized
 
 
 def norm_options(norm: nn.Module) -> dict[str, Any]:

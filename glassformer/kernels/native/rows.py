@@ -121,7 +121,7 @@ def store_op(
     usable = strides is not None and cache.dtype == torch.float32 and cache.is_cpu
     require(usable, f"cache must be float32 on the CPU with contiguous heads, got {cache.dtype}, {cache.stride()}")
     assert strides is not None
-    check_positions(positions, b * t)
+    check_integers("positions", positions, b * t)
     op = _rotation(x, cache, cos, sin)
     op.p[2] = positions.data_ptr()
     op.i[3:8] = t, cache.shape[2], *strides
@@ -203,15 +203,14 @@ def check_float(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} must be contiguous float32 on the CPU, got {t.dtype} on {t.device}, {t.stride()}")
 
 
-def check_positions(positions: Tensor, size: int) -> None:
-    """Raise ValueError if positions are not `size` contiguous int32 on the CPU."""
-    usable = positions.dtype == torch.int32 and positions.is_cpu and positions.is_contiguous()
-    if not usable or positions.numel() != size:
-        raise ValueError(f"positions must be {size} contiguous int32 on the CPU, got {positions.dtype}")
+def check_integers(name: str, t: Tensor, size: int) -> None:
+    """Raise ValueError if t is not `size` contiguous int32 on the CPU."""
+    if not (t.dtype == torch.int32 and t.is_cpu and t.is_contiguous() and t.numel() == size):
+        raise ValueError(f"{name} must be {size} contiguous int32 on the CPU, got {t.dtype} {list(t.shape)}")
 
 
 def head_strides(t: Float[Tensor, "B Hkv S Dh"]) -> tuple[int, int, int] | None:
-    """Return the distances between sequences, heads and slots, in heads (Dh numbers); None: not whole heads."""
+    """Return the strides of sequences, heads and slots in units of Dh numbers; None if one is no multiple of it."""
     (batch, head, slot, one), size = t.stride(), t.shape[3]
     if one != 1 or batch % size or head % size or slot % size or max(batch, head, slot) >= 2**31 * size:
         return None
