@@ -38,7 +38,8 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.norm import LayerNorm, RMSNorm
 from glassformer.nn.step import Step
 
-MAX_PROGRAMS = 4  # of a model: their buffers take memory
+MAX_PROGRAMS = 4  # of a model
+MAX_ROWS = 1024  # of all programs of a model but the newest: their buffers take memory
 SMALL = 1 << 18  # multiplications of a forward pass; below, one thread is faster than the barriers of several
 
 
@@ -93,6 +94,10 @@ class Programs:
         self.structure: Structure | None = None
         self.checked_with: weakref.ref[Any] | None = None
 
+    @property
+    def n_rows(self) -> int:
+        return sum(batch * tokens for batch, tokens in self.by_shape)
+
     def __deepcopy__(self, memo: Any) -> Programs:
         return Programs()
 
@@ -113,7 +118,7 @@ class Programs:
         if shape not in self.by_shape:
             with torch.inference_mode(False), torch.no_grad():
                 self.by_shape[shape] = Program(model, *shape)
-            if len(self.by_shape) > MAX_PROGRAMS:
+            while len(self.by_shape) > MAX_PROGRAMS or len(self.by_shape) > 1 and self.n_rows > MAX_ROWS:
                 self.by_shape.popitem(last=False)
         self.by_shape.move_to_end(shape)
         return self.by_shape[shape].run(x, step)
