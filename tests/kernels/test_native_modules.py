@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from native_levels import at_each_level, same_bits
-from tiny import random_ids, randomise_sharp, run, tiny, tiny_config
+from tiny import (
+    ENCODER_DECODERS,
+    encode_source,
+    random_ids,
+    randomise_sharp,
+    run,
+    tiny,
+    tiny_config,
+    tiny_encoder_decoder,
+)
+from tiny_encoders import CONFIGS as ENCODERS
+from tiny_encoders import tiny_encoder
 from tiny_families import CONFIGS
 
 import glassformer
@@ -245,3 +256,20 @@ def test_program_of_packed_matrices(quantize, passes, tmp_path):
         assert torch.equal(forward(model, ids, size), found)
         assert torch.equal(forward(model, ids, size, Blind()), found)
     assert all(passes)
+
+
+@pytest.mark.parametrize("name", [*ENCODER_DECODERS, *ENCODERS])
+def test_half_precision_encoders_with_float32_activations(name):
+    model = (tiny_encoder if name in ENCODERS else tiny_encoder_decoder)(name).bfloat16()
+    wide = copy.deepcopy(model).float()
+    use_native(model)
+    ids = random_ids(model.config, 2, 9)
+    results = []
+    for one in (model, wide):
+        with torch.inference_mode():
+            if name in ENCODERS:
+                results.append(one(ids, Step.of(ids, (9, 5))))
+            else:
+                source = encode_source(one, random_ids(one.encoder.config, 2, 8), (8, 3))
+                results.append(one(ids, Step.of(ids, source=source)))
+    assert (results[0] - results[1]).abs().max() <= 1e-5 * results[1].abs().max()

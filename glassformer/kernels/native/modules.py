@@ -111,19 +111,23 @@ KEEP_DTYPE = (nn.Linear, nn.Embedding)  # modules whose matrix keeps its dtype
 def choose_native(
     config: ModelConfig | EncoderConfig | RecurrentConfig, device: torch.device, dtype: torch.dtype
 ) -> Choice | None:
-    """Choose the native modules for a decoder-only model where they are faster than PyTorch, which None chooses."""
-    if device.type != "cpu" or not isinstance(config, ModelConfig) or config.encoder is not None or not is_fast():
+    """Choose the native modules where they are faster than PyTorch, which None chooses.
+
+    In float32 only for decoder-only models: PyTorch multiplies the many rows of the others as fast.
+    """
+    if device.type != "cpu" or isinstance(config, RecurrentConfig) or not is_fast():
         return None
-    name = str(dtype).removeprefix("torch.")
     if dtype == torch.float32:
-        reason = (
-            None if "avx512f" in cpu_features() else "the native products are as fast as PyTorch's, and start faster"
-        )
+        decoder_only = isinstance(config, ModelConfig) and config.encoder is None
+        if not decoder_only or "avx512f" in cpu_features():
+            return None
+        reason = "the native products are as fast as PyTorch's, and start faster"
+    elif multiplies_natively(dtype):
+        return None
     else:
-        reason = (
-            None if multiplies_natively(dtype) else f"this CPU has no {name} instructions, and PyTorch is slow without"
-        )
-    return None if reason is None else Choice("linear", "native", f"{reason}; activations are float32")
+        name = str(dtype).removeprefix("torch.")
+        reason = f"this CPU has no {name} instructions, and PyTorch is slow without"
+    return Choice("linear", "native", f"{reason}; activations are float32")
 
 
 def use_native(model: nn.Module) -> None:
