@@ -229,8 +229,10 @@ class FullSlot:
 
         None: this forward pass would overwrite keys that it reads.
         """
+        if self.k is not None and self.v is not None:
+            return self.k, self.v
         new = torch.empty(len(self.cache.lengths), 0, n_heads, head_dim, device=self.cache.device)
-        return self.storage(new, new) if self.k is None or self.v is None else (self.k, self.v)
+        return self.storage(new, new)
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """Store these tokens at their positions; return every slot up to the longest sequence, as [B, S, Hkv, Dh]."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, ConfigError
+from glassformer.errors import ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.gptq import check_format, check_integer_keys, read_group_size
 from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts
@@ -49,14 +49,12 @@ class AwqMatrix(IntegerMatrix):
     def __init__(self, module: str, parts: dict[str, Part], group_size: int):
         self.qweight, self.qzeros, self.stored_scales = parts["qweight"], parts["qzeros"], parts["scales"]
         self.qweight.require(("I32",))
-        path, shape = self.qweight.file.path, self.qweight.shape
-        if len(shape) != 2:
-            raise CheckpointError(f"{path}: {self.qweight.name} must be a matrix, got shape {list(shape)}")
-        n_out = shape[1] * PER_WORD
-        super().__init__(path, f"{module}.weight", "AWQ", (n_out, shape[0]), BITS, group_size)
+        n_in, n_words = self.qweight.matrix_shape()
+        n_out = n_words * PER_WORD
+        super().__init__(self.qweight.file.path, f"{module}.weight", "AWQ", (n_out, n_in), BITS, group_size)
         groups = f"{self.n_groups} groups of {self.group_size} inputs"
         self.stored_scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
-        self.qzeros.require(("I32",), (self.n_groups, shape[1]), because=f"4 bits per output for each of {groups}")
+        self.qzeros.require(("I32",), (self.n_groups, n_words), because=f"4 bits per output for each of {groups}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -81,7 +79,7 @@ class AwqMatrix(IntegerMatrix):
 
 
 def unpack(reader: TensorReader, *, group_size: int) -> None:
-    """Replace the parts of each AWQ matrix by the decoded matrix. CheckpointError: parts do not fit or are missing."""
+    """Replace the parts of each AWQ matrix by an `AwqMatrix`. CheckpointError: parts do not fit or are missing."""
     for name in [name for name in reader if name.endswith(".qweight")]:
         module = name.removesuffix(".qweight")
         parts = take_parts(reader, module, ("qweight", "qzeros", "scales"))

@@ -14,8 +14,8 @@ float-quantized  X.weight             [O, I]         FP8 (E4M3)
 
     weight = scale * (integer - zero point)
 
-"naive-quantized" is int-quantized or float-quantized. Activations and caches that config.json says are quantized are
-computed in floating point here, so their scales are not read. Source: compressed-tensors, `compressors/`.
+"naive-quantized" is int-quantized or float-quantized. The scales of quantized activations and caches are
+not used: see `docs/checkpoints.md`. Source: compressed-tensors, `compressors/`.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ class Int8Matrix(IntegerMatrix):
     def __init__(self, module: str, parts: dict[str, Part], scheme: Scheme):
         self.weight, self.stored_scales = parts["weight"], parts["weight_scale"]
         self.stored_zeros = parts.get("weight_zero_point")
-        path, shape = self.weight.file.path, self.weight.shape
-        super().__init__(path, f"{module}.weight", NAME, matrix_shape(self.weight), 8, scheme.group_size)
+        shape = self.weight.matrix_shape()
+        super().__init__(self.weight.file.path, f"{module}.weight", NAME, shape, 8, scheme.group_size)
         self.one_scale = scheme.strategy == "tensor"
         shapes = [(1,), ()] if self.one_scale else [(shape[0], self.n_groups)]
         self.stored_scales.require(FLOATS, *shapes, because=f"one scale per {scheme.strategy}")
@@ -207,17 +207,10 @@ class Int8Matrix(IntegerMatrix):
         return (zeros if self.one_scale else zeros[first:last]).expand(last - first, self.n_groups)
 
 
-def matrix_shape(part: Part) -> tuple[int, int]:
-    """Return the shape of a matrix. CheckpointError: the tensor is none."""
-    if len(part.shape) != 2:
-        raise CheckpointError(f"{part.file.path}: {part.name} must be a matrix, got shape {list(part.shape)}")
-    return part.shape[0], part.shape[1]
-
-
 def fp8_matrix(module: str, parts: dict[str, Part], scheme: Scheme) -> Fp8Tensor:
     """Return a matrix of the format "float-quantized"."""
     weight, scales = parts["weight"], parts["weight_scale"]
-    n_out, n_in = matrix_shape(weight)
+    n_out, n_in = weight.matrix_shape()
     block = {"tensor": (n_out, n_in), "channel": (1, n_in), "block": scheme.block}[scheme.strategy]
     return Fp8Tensor(weight.file, weight.name, scales.file, scales.name, block)
 
@@ -228,7 +221,7 @@ MAKE: dict[str, Callable[[str, dict[str, Part], Scheme], TensorFile]] = {
 
 
 def unpack(reader: TensorReader, *, schemes: list[Scheme]) -> None:
-    """Replace the parts of each quantized matrix by the decoded matrix.
+    """Replace the parts of each quantized matrix by one tensor.
 
     Raises:
         CheckpointError: parts are missing, or do not fit any of the schemes.

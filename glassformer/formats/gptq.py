@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, ConfigError
+from glassformer.errors import ConfigError
 from glassformer.families.common.family import ConfigFields
 from glassformer.formats.integer_matrix import FLOATS, IntegerMatrix, Part, signed, take_parts, unpack_words
 from glassformer.formats.reader import TensorReader
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # 1 in every field of a word
-# How the numbers were found and which programs may use them. The tensors show which matrices are quantized.
+# How the numbers were found, and which programs may use them. Which matrices are quantized is known from the tensors.
 TUNING_KEYS = (
     "act_group_aware", "autoround_version", "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs",
     "damp_auto_increment", "damp_percent", "dataset", "disable_exllama", "enable_minmax_tuning", "enable_quanted_input",
@@ -53,7 +53,7 @@ def read(fields: ConfigFields) -> partial[None]:
 
 
 def check_format(fields: ConfigFields, *allowed: str) -> str:
-    """Return the layout of the tensors; the first of `allowed` if it is not stated. It has three names."""
+    """Return the layout of the tensors, which three keys may state; the first of `allowed` if none does."""
     names = [name for name in ("checkpoint_format", "format", "version") if fields.take(name, None) is not None]
     for name in names:
         fields.expect(name, *allowed)
@@ -93,17 +93,14 @@ class GptqMatrix(IntegerMatrix):
     def __init__(self, module: str, parts: dict[str, Part], *, bits: int, group_size: int, minus_one: bool):
         self.qweight, self.qzeros, self.stored_scales = parts["qweight"], parts["qzeros"], parts["scales"]
         self.qweight.require(("I32",))
-        path, shape = self.qweight.file.path, self.qweight.shape
-        if len(shape) != 2:
-            raise CheckpointError(f"{path}: {self.qweight.name} must be a matrix, got shape {list(shape)}")
-        per_word, n_out = 32 // bits, shape[1]
+        n_words, n_out = self.qweight.matrix_shape()
         super().__init__(
-            path, f"{module}.weight", "GPTQ", (n_out, shape[0] * per_word), bits, group_size,
+            self.qweight.file.path, f"{module}.weight", "GPTQ", (n_out, n_words * 32 // bits), bits, group_size,
             parts.get("g_idx"),
         )  # fmt: skip
         groups = f"{self.n_groups} groups of {self.group_size} inputs"
         self.stored_scales.require(FLOATS, (self.n_groups, n_out), because=f"a scale per output for each of {groups}")
-        words = -(-n_out // per_word)
+        words = -(-n_out * bits // 32)
         self.qzeros.require(("I32",), (self.n_groups, words), because=f"{bits} bits per output for each of {groups}")
         self.minus_one = minus_one
 
@@ -126,7 +123,7 @@ class GptqMatrix(IntegerMatrix):
 
 
 def unpack(reader: TensorReader, *, bits: int, group_size: int, minus_one: bool, ordered: bool) -> None:
-    """Replace the parts of each GPTQ matrix by the decoded matrix. CheckpointError: parts do not fit or are missing."""
+    """Replace the parts of each GPTQ matrix by a `GptqMatrix`. CheckpointError: parts do not fit or are missing."""
     for name in [name for name in reader if name.endswith(".qweight")]:
         module = name.removesuffix(".qweight")
         required = ("qweight", "qzeros", "scales", *(("g_idx",) if ordered else ()))

@@ -1,11 +1,11 @@
-"""Matrices of 4-bit and 8-bit integers with a scale and a zero point per group of inputs, decoded when they are read.
+"""Matrices of 4-bit and 8-bit integers with a scale and a zero point per group of inputs.
 
     weight[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)])        g(i) = i // group_size, or a stored list
 
 GPTQ, AWQ and compressed-tensors store this in their own layouts: `gptq.py`, `awq.py`, `compressed_tensors.py`.
 
-Most of these matrices can stay quantized: 4 bits, and 8 bits without zero points, in groups of a multiple of 32
-neighbouring inputs. `block_rows` returns their rows in the blocks Q4Z and Q8F of `gguf/blocks.py`.
+`rows` decodes a matrix. Matrices of 4 bits, and of 8 bits without zero points, in groups of a multiple of 32
+neighbouring inputs can run packed: `block_rows` returns their rows in the blocks Q4Z and Q8F of `gguf/blocks.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class Part:
 
     def read(self) -> Tensor:
         return self.file[self.name]
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """Return the shape. CheckpointError: the tensor is not a matrix."""
+        if len(self.shape) != 2:
+            raise CheckpointError(f"{self.file.path}: {self.name} must be a matrix, got shape {list(self.shape)}")
+        return self.shape[0], self.shape[1]
 
     def require(self, types: tuple[str, ...], *shapes: tuple[int, ...], because: str = "") -> None:
         """Raise CheckpointError unless the tensor has one of the types and, if any are given, one of the shapes."""
@@ -122,7 +128,7 @@ class IntegerRows:
 
 
 class IntegerMatrix(TensorFile):
-    """One quantized matrix [O, I] as a decoded tensor of one name. A subclass reads one layout of the integers.
+    """One quantized matrix [O, I] as one tensor. A subclass reads one layout of the integers.
 
     Args:
         name: the tensor's name.

@@ -37,7 +37,7 @@ def decode(blocks: UInt8[Tensor, "*B G 16"], scales: UInt8[Tensor, "*B G"]) -> F
 
 
 class Mxfp4Tensor(TensorFile):
-    """A tensor of blocks and its scales as one decoded tensor, under the name of the blocks.
+    """A tensor of blocks and its scales as one tensor, under the name of the blocks.
 
     Raises:
         CheckpointError: the shapes of blocks and scales do not fit.
@@ -93,7 +93,7 @@ class Mxfp4Tensor(TensorFile):
 
 
 def unpack(reader: TensorReader) -> None:
-    """Replace each pair of tensors `X_blocks` and `X_scales` by the decoded `X_blocks`."""
+    """Replace each pair of tensors `X_blocks` and `X_scales` by an `Mxfp4Tensor` named `X_blocks`."""
     for name in [name for name in reader if name.endswith(BLOCKS)]:
         scales = name.removesuffix(BLOCKS) + SCALES
         if scales in reader and reader.stored_type(name) == reader.stored_type(scales) == "U8":

@@ -1,7 +1,7 @@
 """How a Hugging Face folder's weights are quantized, from config.json.
 
 One module per format reads its settings and returns the function that replaces the parts of each quantized matrix, in a
-reader, by the decoded matrix. `--ignore-key` cannot skip the settings: without them the stored numbers mean nothing.
+reader, by one tensor. `--ignore-key` cannot skip the settings: without them the stored numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def take_quantization(raw: dict[str, Any], source: str, ignore: tuple[str, ...] 
         raise ConfigError(f"{source}: quantization: {_unsupported('MLX')}")
     if not settings:
         return lambda reader: None
-    (key, packed), *_ = settings.items()
-    method = _method(packed)
+    (key, stated), *_ = settings.items()
+    method = _method(stated)
     if key != "quantization_config" or method not in READERS:
         raise ConfigError(f"{source}: {key}: {_unsupported(method)}")
-    fields = ConfigFields(packed, f"{source}: {key}", ignore)
+    fields = ConfigFields(stated, f"{source}: {key}", ignore)
     fields.take("quant_method", None)
-    fields.expect("method", None, method)  # what GPTQModel writes in addition
+    fields.expect("method", None, method)  # GPTQModel states the method twice
     unpack = READERS[method](fields)
     fields.close()
     return unpack
@@ -68,8 +68,8 @@ def _unsupported(method: str) -> str:
     )
 
 
-def _method(packed: Any) -> str:
-    if not isinstance(packed, dict):
-        return repr(packed)
-    known = next((method for key, method in METHOD_KEYS.items() if key in packed), "an unnamed method")
-    return str(packed.get("quant_method") or known)
+def _method(stated: Any) -> str:
+    if not isinstance(stated, dict):
+        return repr(stated)
+    known = next((method for key, method in METHOD_KEYS.items() if key in stated), "an unnamed method")
+    return str(stated.get("quant_method") or known)

@@ -33,6 +33,11 @@ class HugePages:
         return part
 
 
+def in_huge_pages(t: Tensor) -> Tensor:
+    """Return a copy in huge pages."""
+    return HUGE_PAGES.empty(t.nbytes).view(t.dtype).view(t.shape).copy_(t)
+
+
 def new_chunk(n: int) -> UInt8[Tensor, "n"]:
     """Return `n` bytes that begin at a huge page, and request huge pages for them (a hint that a system may ignore)."""
     memory = torch.empty(n + HUGE_PAGE, dtype=torch.uint8)

@@ -22,13 +22,11 @@ from glassformer.errors import CheckpointError, shortened
 from glassformer.kernels.packed import FORMATS, GROUP, ROWS, PackedMatrix, empty_matrix, pack_rows
 from glassformer.kernels.packed_linear import can_replace, replace_matrix
 from glassformer.kernels.placement import Quantize
-from glassformer.kernels.scale_search import rounded, search_scale
+from glassformer.kernels.scale_search import LARGEST, as_half, rounded, search_scale
 
 LIMITS = {"q8": (-127, 127), "q4": (-8, 7)}  # of the integers; q4 stores them plus 8
 STARTS = {"q8": (0.0,), "q4": (-0.6, 0.0, 0.6)}  # of `search_scale`
 CHUNK = 1 << 17  # weights quantized at a time: they stay in the cache
-LARGEST = 65_504.0  # the largest float16
-TINY = 2.0**-24  # the smallest float16 above 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def quantize_model(
 ) -> Quantization:
     """Replace the matrices of a model's linear layers and embeddings by packed ones; other parameters become float32.
 
-    Routers of experts, matrices whose rows are no multiple of 32, and those with a module of their own stay floats.
+    Routers of experts, matrices whose rows are no multiple of 32, and those of neither a linear layer nor an embedding
+    stay floats.
 
     Args:
         source: the name of the model in error messages.
@@ -126,9 +125,7 @@ def quantize_matrix(weight: Float[Tensor, "O I"], name: str, source: str) -> tup
             raise CheckpointError(
                 f"{source}: weights must be finite and at most {LARGEST:,.0f}, the largest is {largest}"
             )
-        scale = search_scale(groups, low, high, starts=STARTS[name], rounds=1)[:, None]
-        half = scale.half().float()
-        scale = torch.where((half == 0) & (scale != 0), torch.full_like(half, TINY).copysign(scale), half)
+        scale = as_half(search_scale(groups, low, high, starts=STARTS[name], rounds=1)[:, None])
         q = rounded(groups, scale, low, high)
         squares += torch.stack([(scale * q - groups).square().sum(), groups.square().sum()])
         stored = (q + layout.zero).to(torch.int8).view(-1, matrix.n_in // GROUP, 1, GROUP)

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STARTS = (-0.6, 0.0, 0.6, 1.2)  # how many integers more than there are the range of the weights takes at the start
+STARTS = (-0.6, 0.0, 0.6, 1.2)  # the first scale makes the largest weight (or the range) the largest integer plus this
 ROUNDS = 2  # pairs of steps from each start
+LARGEST = 65_504.0  # the largest float16
+TINY = 2.0**-24  # the smallest float16 above 0
 
 
 def search_scale(
@@ -79,6 +81,12 @@ def search_scale_and_minimum(
 def rounded(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """Return the integers nearest to x / scale, as floats; zeros where the scale is 0."""
     return (x * inverse(scale)).round_().clamp_(low, high)
+
+
+def as_half(scale: Tensor) -> Tensor:
+    """Return the nearest float16 number as float32, and not 0 for a number that is not 0."""
+    half = scale.clamp(-LARGEST, LARGEST).half().float()
+    return torch.where((half == 0) & (scale != 0), torch.full_like(half, TINY).copysign(scale), half)
 
 
 def inverse(scale: Tensor) -> Tensor:

@@ -264,6 +264,9 @@ def test_programs_do_not_accumulate():
     for n in range(1, 9):
         forward(model, random_ids(model.config, 1, n), n)
     assert len(model.programs.by_shape) == program.MAX_PROGRAMS
+    for rows in (program.MAX_ROWS // 3, program.MAX_ROWS // 2):
+        forward(model, random_ids(model.config, rows, 2), 2)
+    assert list(model.programs.by_shape) == [(program.MAX_ROWS // 2, 2)]
 
 
 def test_loaded_models_run_natively_where_it_is_faster(tmp_path, monkeypatch):

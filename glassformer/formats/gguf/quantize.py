@@ -21,12 +21,10 @@ from gguf import GGMLQuantizationType
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from glassformer.kernels.scale_search import inverse, rounded, search_scale, search_scale_and_minimum
+from glassformer.kernels.scale_search import as_half, inverse, rounded, search_scale, search_scale_and_minimum
 
 SUPER = 256  # weights of a super-block
 CHUNK = 1 << 17  # weights quantized at a time: they stay in the cache
-LARGEST = 65_504.0  # the largest float16
-TINY = 2.0**-24  # the smallest float16 above 0
 NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))  # of sc and mn, from the best so far
 
 
@@ -55,7 +53,7 @@ def _affine_blocks(x: Float[Tensor, "N 256"], bits: int) -> UInt8[Tensor, "N byt
     high = (1 << bits) - 1
     x = x.view(-1, 8, 32)
     scale, minimum = (v.view(-1, 8, 1) for v in search_scale_and_minimum(x.view(-1, 32), high))
-    d, dmin = (_as_half(v.amax(1, keepdim=True) / 63) for v in (scale, minimum))  # [N, 1, 1]
+    d, dmin = (as_half(v.amax(1, keepdim=True) / 63) for v in (scale, minimum))  # [N, 1, 1]
     sc, mn = rounded(scale, d, 0, 63), rounded(minimum, dmin, 0, 63)  # [N, 8, 1]
 
     def integers(d: Tensor, dmin: Tensor, sc: Tensor, mn: Tensor) -> Tensor:
@@ -84,7 +82,7 @@ def _affine_blocks(x: Float[Tensor, "N 256"], bits: int) -> UInt8[Tensor, "N byt
     new_d, new_dmin = (ax * bb - bx * ab) * divisor, (ax * ab - bx * aa) * divisor
     valid = (new_d > 0) & (new_dmin > 0)
     new_d, new_dmin = torch.where(valid, new_d, d), torch.where(valid, new_dmin, dmin)
-    new_d, new_dmin = _as_half(new_d), _as_half(new_dmin)
+    new_d, new_dmin = as_half(new_d), as_half(new_dmin)
     new_sc, new_mn, error = neighbours(new_d, new_dmin, sc, mn)
     better = error.sum(1, keepdim=True) < least.sum(1, keepdim=True)
     d, dmin = torch.where(better, new_d, d), torch.where(better, new_dmin, dmin)
@@ -104,7 +102,7 @@ def _q6_blocks(x: Float[Tensor, "N 256"]) -> UInt8[Tensor, "N 210"]:
     x = x.view(-1, 16, 16)
     scale = search_scale(x.view(-1, 16), -32, 31).view(-1, 16, 1)
     extreme = scale.gather(1, scale.abs().argmax(1, keepdim=True))  # [N, 1, 1]
-    d = _as_half(extreme / -128)
+    d = as_half(extreme / -128)
     sc = rounded(scale, d, -128, 127)
 
     def errors(d: Tensor, sc: Tensor) -> Tensor:
@@ -120,7 +118,7 @@ def _q6_blocks(x: Float[Tensor, "N 256"]) -> UInt8[Tensor, "N 210"]:
 
     sc, least = neighbours(d, sc)
     a = sc * rounded(x, d * sc, -32, 31)  # the least-squares d of a super-block with these integers: x ~ d a
-    new_d = _as_half((a * x).sum((1, 2), keepdim=True) * inverse(a.square().sum((1, 2), keepdim=True)))
+    new_d = as_half((a * x).sum((1, 2), keepdim=True) * inverse(a.square().sum((1, 2), keepdim=True)))
     new_sc, error = neighbours(new_d, sc)
     better = error.sum(1, keepdim=True) < least.sum(1, keepdim=True)
     d, sc = torch.where(better, new_d, d), torch.where(better, new_sc, sc)
@@ -130,12 +128,6 @@ def _q6_blocks(x: Float[Tensor, "N 256"]) -> UInt8[Tensor, "N 210"]:
     pairs = _joined([top[:, :, i] for i in range(4)], 2)  # [N, 2, 32]
     scales = sc[..., 0].to(torch.int8).view(torch.uint8)
     return torch.cat([nibbles.flatten(1), pairs.flatten(1), scales, _half_bytes(d)], 1)
-
-
-def _as_half(d: Tensor) -> Tensor:
-    """Return the nearest float16 number as float32, and not 0 for a number that is not 0."""
-    half = d.clamp(-LARGEST, LARGEST).half().float()
-    return torch.where((half == 0) & (d != 0), torch.full_like(half, TINY).copysign(d), half)
 
 
 def _joined(parts: list[Tensor], bits: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.kernels.cpu import cpu_features, multiplies_natively
+from glassformer.kernels.memory import HUGE_PAGE, in_huge_pages
 from glassformer.kernels.native import ops, rows
 from glassformer.kernels.native.library import is_fast
 from glassformer.kernels.native.program import NativeDecoder, activation_options, norm_options
@@ -136,12 +137,18 @@ def choose_native(
 
 
 def use_native(model: nn.Module) -> None:
-    """Change the classes of a model's modules to those of this file; their matrices stay where they are."""
+    """Change the classes of a model's modules to those of this file, and copy large matrices to huge pages.
+
+    A copy takes 0.3 s for each GB and makes decoding up to 1.3 times faster than from a mapped file.
+    """
     model.__dict__["activation_dtype"] = torch.float32  # see `dtype_of`
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not (type(module) in KEEP_DTYPE and name == "weight") and parameter.is_floating_point():
-                parameter.data = parameter.data.float()
+            if type(module) in KEEP_DTYPE and name == "weight":
+                if parameter.nbytes >= HUGE_PAGE // 2:
+                    parameter.data = in_huge_pages(parameter.data)
+            elif parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.float32, copy=True)  # a view would keep its file mapped
     for module in model.modules():
         if type(module) in NATIVE:
             module.__class__ = NATIVE[type(module)]

@@ -40,7 +40,8 @@ from glassformer.nn.step import Step
 # of modules that a program can do; a subclass from elsewhere may compute something else
 CLASSES = (Block, Attention, MLP, nn.Linear, PackedLinear, RMSNorm, LayerNorm, nn.Identity, nn.ModuleList)
 SOURCES = {one.__module__ for one in CLASSES} | {"glassformer.kernels.native.modules"}
-MAX_PROGRAMS = 4  # of a model: their buffers take memory
+MAX_PROGRAMS = 4  # of a model
+MAX_ROWS = 1024  # of all programs of a model but the newest: their buffers take memory
 SMALL = 1 << 18  # multiplications of a forward pass; below, one thread is faster than the barriers of several
 
 
@@ -108,6 +109,10 @@ class Programs:
         self.by_shape: OrderedDict[tuple[int, int], Program] = OrderedDict()
         self.structure: Structure | None = None
 
+    @property
+    def n_rows(self) -> int:
+        return sum(batch * tokens for batch, tokens in self.by_shape)
+
     def __deepcopy__(self, memo: Any) -> Programs:
         return Programs()
 
@@ -125,7 +130,7 @@ class Programs:
         if shape not in self.by_shape:
             with torch.inference_mode(False), torch.no_grad():
                 self.by_shape[shape] = Program(model, *shape)
-            if len(self.by_shape) > MAX_PROGRAMS:
+            while len(self.by_shape) > MAX_PROGRAMS or len(self.by_shape) > 1 and self.n_rows > MAX_ROWS:
                 self.by_shape.popitem(last=False)
         self.by_shape.move_to_end(shape)
         return self.by_shape[shape].run(x, step)
