@@ -130,7 +130,7 @@ class Programs:
         if shape not in self.by_shape:
             with torch.inference_mode(False), torch.no_grad():
                 self.by_shape[shape] = Program(model, *shape)
-            while len(self.by_shape) > MAX_PROGRAMS or len(self.by_shape) > 1 and self.n_rows > MAX_ROWS:
+            while len(self.by_shape) > MAX_PROGRAMS or (len(self.by_shape) > 1 and self.n_rows > MAX_ROWS):
                 self.by_shape.popitem(last=False)
         self.by_shape.move_to_end(shape)
         return self.by_shape[shape].run(x, step)
