@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 
 import torch
 from jaxtyping import UInt8
@@ -20,13 +21,15 @@ class HugePages:
 
     def __init__(self) -> None:
         self.chunk = torch.empty(0, dtype=torch.uint8)
+        self.lock = threading.Lock()  # several threads may load models
 
     def empty(self, n: int) -> UInt8[Tensor, "n"]:
         """Return `n` uninitialized bytes. Their chunk is freed with the last part of it."""
         size = -(-n // ALIGNMENT) * ALIGNMENT
-        if size > len(self.chunk):
-            self.chunk = new_chunk(max(size, CHUNK))
-        part, self.chunk = self.chunk[:n], self.chunk[size:]
+        with self.lock:
+            if size > len(self.chunk):
+                self.chunk = new_chunk(max(size, CHUNK))
+            part, self.chunk = self.chunk[:n], self.chunk[size:]
         return part
 
 
