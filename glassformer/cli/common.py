@@ -107,18 +107,27 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         )
     if not quiet:
         packaged = model in PACKAGED and not os.path.exists(model)
-        dtype, device = str(found.dtype).removeprefix("torch."), found.device
+        device = found.device
         threads = torch.get_num_threads()
         where = f"{device.type}, {counted(threads, 'thread')}" if device.type == "cpu" else str(device)
         label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
-        say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
+        say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {_precision(found)} on {where}{label}")
         if found.quantization is not None:
             say(str(found.quantization))
         if left := found.left_out:
             tensors = f"{counted(len(left), 'tensor')} of other parts, {left[0]} to {left[-1]}"
             say(f"left out: {tensors}: only text is processed")
     return found
+
+
+def _precision(lm: AnyTextModel) -> str:
+    """Return the dtype of a model, or how its weights are stored and the dtype of its activations, if they differ."""
+    dtype = str(lm.dtype).removeprefix("torch.")
+    choices = {choice.what: choice.value for choice in lm.choices}
+    weights = choices.get("weights", "decoded")
+    weights = choices["dtype"] if weights == "decoded" else weights
+    return dtype if weights == dtype else f"{weights} weights and {dtype} activations"
 
 
 def lines_of_stdin() -> Iterator[str]:

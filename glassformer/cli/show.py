@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from glassformer.counted import counted
 
 if TYPE_CHECKING:
     from glassformer.formats.checkpoint import Checkpoint
+    from glassformer.kernels.placement import Placement, QuantizedMatrices
     from glassformer.text.tokenizer import Tokenizer
 
 PARTS = {
@@ -69,14 +71,18 @@ def show(
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
         sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
+    matrices = quantized_matrices(checkpoint)
     placement = choose_placement(
         "auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters,
-        quantized=quantized_matrices(checkpoint), packs=runs_packed(),
+        quantized=matrices, packs=runs_packed(),
     )  # fmt: skip
     quantization = None
+    memory = _memory(sum(parts.values()), matrices, placement)
     if quantize is not None:
         lm = load(found, quantize=quantize, ignore_keys=ignore_key)
         placement, quantization = lm.placement or placement, lm.quantization
+        stored_once = {tensor.data_ptr(): tensor.nbytes for tensor in lm.model.state_dict().values()}
+        memory = {quantize: sum(stored_once.values())} | memory
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -84,7 +90,7 @@ def show(
         "parts": dict(parts),
         "stored": dict(stored),
         "not read": sorted(name for name in checkpoint.reader if name not in used),
-        "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
+        "memory": memory,
         "cache": _cache(checkpoint),
         **({} if quantization is None else {"quantization": asdict(quantization)}),
         "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
@@ -106,6 +112,16 @@ def _part(name: str) -> str:
     if "norm" in words or words[0].endswith("_norm"):
         return f"{side}norms"
     return side + PARTS.get(words[0], words[0])
+
+
+def _memory(n_weights: int, matrices: Sequence[QuantizedMatrices], placement: Placement) -> dict[str, int]:
+    """Return the bytes of the weights as they run, if they are packed, and in float dtypes."""
+    floats = {"float32": 4 * n_weights, "bfloat16": 2 * n_weights}
+    if not placement.packed:
+        return floats
+    packed = [one for one in matrices if one.packs]
+    n_floats = n_weights - sum(one.n_weights for one in packed)
+    return {"packed": sum(one.nbytes for one in packed) + n_floats * placement.dtype.itemsize} | floats
 
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -147,7 +163,8 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(
             "not read", f"{counted(len(left), 'tensor')}: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}"
         )
-    table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
+    sizes = {"packed" if name == "packed" else f"in {name}": size for name, size in facts["memory"].items()}
+    table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in sizes.items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
         row = f"a sequence of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"

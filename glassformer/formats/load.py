@@ -110,13 +110,15 @@ def quantized_matrices(checkpoint: Checkpoint) -> tuple[QuantizedMatrices, ...]:
     if all(reader.quantized_bytes(name) is None for name in reader):
         return ()
     model = empty_model(checkpoint.config)
-    found: dict[tuple[str, bool], list[tuple[int, int]]] = {}
-    for mapping, name in account(checkpoint, dict(model.named_parameters())):
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    found: dict[tuple[str, bool], list[tuple[int, int, int]]] = {}
+    for mapping, name in account(checkpoint, parameters):
         if name is not None and (nbytes := reader.quantized_bytes(name)) is not None:
             key = reader.stored_type(name), can_pack(model, mapping, reader, name)
-            found.setdefault(key, []).append((len(mapping.parameter_names), nbytes))
+            n_weights = sum(parameters[ours].numel() for ours in mapping.parameter_names)
+            found.setdefault(key, []).append((len(mapping.parameter_names), n_weights, nbytes))
     return tuple(
-        QuantizedMatrices(kind, sum(n for n, _ in parts), sum(nbytes for _, nbytes in parts), packs)
+        QuantizedMatrices(kind, *map(sum, zip(*parts, strict=True)), packs=packs)
         for (kind, packs), parts in found.items()
     )
 

@@ -1,6 +1,6 @@
 """Linear layers of PyTorch operations that are faster on a CPU: prepacked for many sequences, widened for slow dtypes.
 
-They serve models without native modules (`native/modules.py`): all but decoders, and all where no native kernels run.
+They serve models without native modules (`native/modules.py`), and decoding of many sequences by encoder-decoders.
 
     nn.Linear        weight [out, in]                 oneDNN reorders the matrix in every forward pass
     PrepackedLinear  the same weight, and its blocks  ... once: at 32 sequences a product takes 0.5 to 0.8 of the time

@@ -20,7 +20,8 @@ class HugePages:
     """Allocate parts of large chunks of memory, because a huge page is larger than many matrices."""
 
     def __init__(self) -> None:
-        self.chunk, self.lock = torch.empty(0, dtype=torch.uint8), threading.Lock()
+        self.chunk = torch.empty(0, dtype=torch.uint8)
+        self.lock = threading.Lock()  # several threads may load models
 
     def empty(self, n: int) -> UInt8[Tensor, "n"]:
         """Return `n` uninitialized bytes. Their chunk is freed with the last part of it."""

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from glassformer.errors import ConfigError
 from glassformer.kernels.native.library import is_fast, load_library
 from glassformer.kernels.native.ops import linear, look_up
 from glassformer.kernels.packed import PackedMatrix, decode, product
@@ -28,11 +29,34 @@ def runs_packed() -> bool:
 
 
 def packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """Return x W^T + b in the dtype of x, by the native kernels where there are any: the same bits as `product`."""
+    """Return x W^T + b in the dtype of x, by the native kernels where there are any: the same bits as `product`.
+
+    Gradients are those of the decoded matrix: the rounding of x to 8 bits passes them on unchanged.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias)):
+        return _WithGradients.apply(x, matrix, bias)  # pyright: ignore[reportReturnType]
+    return _packed_product(x, matrix, bias)
+
+
+def _packed_product(x: Float[Tensor, "*B I"], matrix: PackedMatrix, bias: Tensor | None) -> Float[Tensor, "*B O"]:
     if load_library() is not None:
         return linear(x, matrix, bias).to(x.dtype)
     y = product(x, matrix)
     return (y if bias is None else y + bias).to(x.dtype)
+
+
+class _WithGradients(torch.autograd.Function):
+    """`packed_product` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: PackedMatrix, bias: Tensor | None) -> Tensor:
+        ctx.matrix, ctx.bias_dtype = matrix, None if bias is None else bias.dtype
+        return _packed_product(x, matrix, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "*B O"]) -> tuple[Tensor, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        bias = None if ctx.bias_dtype is None else grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        return grad @ decode(ctx.matrix).to(grad.dtype), None, bias
 
 
 class PackedModule(nn.Module):
@@ -42,14 +66,20 @@ class PackedModule(nn.Module):
 
     def __init__(self, matrix: PackedMatrix):
         super().__init__()
-        self.matrix, self.format, self.n_out, self.n_in = matrix, matrix.format, matrix.n_out, matrix.n_in
+        self.format, self.n_out, self.n_in = matrix.format, matrix.n_out, matrix.n_in
         self.register_buffer("packed", matrix.data)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Called by `to` and the like, which replace the buffer."""
-        super()._apply(fn, recurse)
-        self.matrix = PackedMatrix(self.format, self.n_out, self.n_in, self.packed)
-        return self
+        """Called by `to` and the like. Raises ConfigError if they move it from the CPU."""
+        device = fn(self.packed[:0]).device
+        if device.type != "cpu":
+            raise ConfigError(f"packed matrices run on the CPU only, got {device}: load the model with this device")
+        return super()._apply(fn, recurse)
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """The matrix in the buffer, which `load_state_dict` may replace."""
+        return PackedMatrix(self.format, self.n_out, self.n_in, self.packed)
 
     @property
     def weight(self) -> Float[Tensor, "O I"]:

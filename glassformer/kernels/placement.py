@@ -50,6 +50,7 @@ class QuantizedMatrices:
 
     type: str
     n: int
+    n_weights: int
     nbytes: int
     packs: bool
 

@@ -142,7 +142,7 @@ def test_runs_generate_the_same_tokens(lm):
 
 
 def test_native_counters_are_those_of_a_step(lm):
-    """A model whose head calls a native product once per forward pass."""
+    """A model whose head and layers each call a native operation once per forward pass: a product, and attention."""
     library = load_library()
     if library is None:
         pytest.skip("the native kernels are not built")
@@ -150,8 +150,9 @@ def test_native_counters_are_those_of_a_step(lm):
     weight = model.head.weight.detach()
     model.head.forward = lambda x: linear(x, weight)
     prompts = Workload("", 6, 5, 2).prompts(lm.config.vocab_size)
-    assert run_of(model)(prompts, 5).native.calls == 1
-    assert run_of(model)(prompts, 0).native.calls == 1
+    n_calls = 1 + lm.config.n_layers
+    assert run_of(model)(prompts, 5).native.calls == n_calls
+    assert run_of(model)(prompts, 0).native.calls == n_calls
     assert run_of(model)(prompts, 5).ids == run_of(lm.model)(prompts, 5).ids
 
 

@@ -129,7 +129,7 @@ def test_encoder_with_an_edit(run_inspect, models):
         ("bert", ("--target", "a"), ("--target", "a source")),
         ("bert", ("--view", "lens"), ("predicts no next token",)),
         ("bert", ("--view", "fork"), ("predicts no next token",)),
-        ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),
+        ("pair", ("--max-tokens", "3"), ("--max-tokens has no effect",)),
         ("pair", ("--edit", '{"op": "ablate", "point": "rnn.probs"}'), ("rnn.probs",)),
         ("pair", ("--view", "cell", "--attention", "other"), ("'attn', 'cross', 'encoder'", "'other'")),
         ("additive", ("--view", "cell"), ("no heads",)),

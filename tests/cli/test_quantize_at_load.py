@@ -79,11 +79,17 @@ def test_commands(capfd, folder, tmp_path):
         capfd, "generate", folder, "the cat", "--max-tokens", "3", "--temperature", "0", "--quantize", "int8"
     )
     assert "int8: " in shown.err
+    assert "int8 weights and float32 activations on cpu" in shown.err
     assert "8.5 bits per weight, relative error 0." in shown.err
     facts = json.loads(run_ok(capfd, "show", folder, "--quantize", "int4", "--json").out)
     matrices = {one["name"]: one for one in facts["quantization"]["matrices"]}
     assert matrices["blocks.0.attn.q.weight"].keys() == {"name", "shape", "format", "error"}
-    assert "q4" in run_ok(capfd, "show", folder, "--quantize", "int4").out
+    lm = glassformer.load(folder, quantize="int4")
+    assert facts["memory"]["int4"] == sum(tensor.nbytes for tensor in lm.model.state_dict().values())
+    assert facts["memory"]["int4"] < facts["memory"]["float32"] / 3
+    text = run_ok(capfd, "show", folder, "--quantize", "int4").out
+    assert "q4" in text
+    assert "MB in int4" in text
     assert "quantization" not in json.loads(run_ok(capfd, "show", folder, "--json").out)
     (tmp_path / "a.txt").write_text(TEXT)
     for verb in (["eval", folder, tmp_path / "a.txt"], ["inspect", folder, "the cat"]):

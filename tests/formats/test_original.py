@@ -97,7 +97,7 @@ def test_llama_shards(llama, n, embed_axis, tmp_path):
     ours.save(tmp_path / "hf")
     assert_same_logits(load(tmp_path / "hf"), transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf"))
     half = load(folder, dtype="bfloat16")
-    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.model.parameters() if p.ndim > 1} == {torch.bfloat16}
 
 
 def test_inconsistent_shards_raise(llama, tmp_path):

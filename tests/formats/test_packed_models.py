@@ -223,8 +223,13 @@ def test_auto_loads_packed_where_that_is_faster(packs, tmp_path, capsys):
     assert f"{n_packed(lm)} Q8_0 (" in choices["weights"].because
     assert lm.dtype == torch.float32
     show(str(tmp_path / "a.gguf"), json=True)
-    shown = {choice["what"]: choice for choice in json.loads(capsys.readouterr().out)["choices"]}
+    facts = json.loads(capsys.readouterr().out)
+    shown = {choice["what"]: choice for choice in facts["choices"]}
     assert shown["weights"]["because"] == choices["weights"].because
+    padding = sum(module.packed.nbytes * (-module.n_out % 8) / 8 for _, module in packed_modules(lm.model))
+    in_memory = sum(tensor.nbytes for tensor in lm.model.state_dict().values())
+    assert in_memory - padding <= facts["memory"]["packed"] <= in_memory
+    assert facts["memory"]["packed"] < facts["memory"]["bfloat16"]
     assert lm.generate("the cat", max_tokens=4, temperature=0.0).continuations
     for dtype in ("float32", "bfloat16"):
         plain = glassformer.load(tmp_path / "a.gguf", device="cpu", dtype=dtype)
@@ -245,7 +250,10 @@ def test_elsewhere_weights_are_decoded(tmp_path, monkeypatch):
 
 
 def test_choice_names_types_that_are_decoded():
-    both = [QuantizedMatrices("Q4_K", 9, 5_000_000, True), QuantizedMatrices("Q2_K", 2, 1_500_000, False)]
+    both = [
+        QuantizedMatrices("Q4_K", 9, 8_888_888, 5_000_000, True),
+        QuantizedMatrices("Q2_K", 2, 4_571_428, 1_500_000, False),
+    ]
     chosen = choose_weights("auto", device="cpu", quantized=both, packs=True, decoded_to="bfloat16")
     assert chosen.value == "packed"
     assert chosen.because == "9 Q4_K (5.0 MB) run as they are stored; decoded to float32: 2 Q2_K (1.5 MB)"
@@ -382,6 +390,8 @@ def test_traces_views_edits_and_sweeps(lms):
     assert 0 < t["blocks.1.attn.heads"].error <= step * rows
     assert "8 bits" in heads.receipt.identity
     assert "8 bits" not in plain.heads(layer=1, position=1).receipt.identity
+    assert "8 bits" in t.cache_speed(rounds=1).receipt.identity
+    assert "8 bits" not in plain.cache_speed(rounds=1).receipt.identity
     lens = t.lens()
     assert lens.receipt.error <= 1e-4 * t.captured.last_logits.abs().max()
     qkv = t.qkv(layer=1, head=0, position=1)

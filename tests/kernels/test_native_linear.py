@@ -1,5 +1,9 @@
 """The native products equal their definitions at every level of this CPU, for any number of rows and threads."""
 
+import resource
+import threading
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,6 +87,32 @@ def test_float_product_is_within_rounding_of_float64(isa, dtype, n_out, n_in):
     assert torch.equal(ops.linear(x, weight, bias, n_threads=1), y)
     residual = random_rows(70, n_out, 4)
     assert torch.equal(ops.linear(x, weight, bias, residual), residual + y)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n_in", [70_001, 140_000, 140_001, 530_000])
+def test_float_product_of_rows_wider_than_the_scratch_memory(isa, dtype, n_in):
+    weight, x = random_rows(3, n_in).to(dtype), random_rows(5, n_in)
+    want = x.double() @ weight.double().T
+    y = ops.linear(x, weight)
+    assert ((y - want).abs() <= (n_in / 8 + 5) * 2**-24 * (x.double().abs() @ weight.double().abs().T)).all()
+    assert torch.equal(ops.linear(x[:1], weight), y[:1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's sizes of memory")
+def test_threads_free_their_memory():
+    """A thread has 4 MB of scratch memory until it ends."""
+    x, weight = random_rows(1, 64), random_rows(64, 64)
+
+    def megabytes(n):
+        for _ in range(n):
+            thread = threading.Thread(target=ops.linear, args=(x, weight))
+            thread.start()
+            thread.join()
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
+
+    first = megabytes(40)  # the first threads get memory that stays
+    assert megabytes(100) - first < 200
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

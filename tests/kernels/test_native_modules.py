@@ -5,9 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.utils.parametrize as parametrize
 from native_levels import at_each_level, same_bits
-from tiny import random_ids, randomise_sharp, run, tiny, tiny_config
+from tiny import (
+    ENCODER_DECODERS,
+    encode_source,
+    random_ids,
+    randomise_sharp,
+    run,
+    tiny,
+    tiny_config,
+    tiny_encoder_decoder,
+)
+from tiny_encoders import CONFIGS as ENCODERS
+from tiny_encoders import tiny_encoder
 from tiny_families import CONFIGS
+from torch import nn
 
 import glassformer
 from glassformer.cache.dense import DenseCache
@@ -156,6 +169,95 @@ def test_replaced_weights_and_modules_are_noticed():
     assert torch.equal(forward(model, ids, 5), forward(model, ids, 5, Blind()))
 
 
+class Doubled(nn.Linear):
+    """Twice the product: a subclass with the parameters of `nn.Linear`."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Twice(nn.Module):
+    """Twice another module, or as a parametrization twice a weight."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 2 * (x if self.inner is None else self.inner(x))
+
+
+def replace_up(make):
+    """Return a change of a model: `make` returns the module in place of the up-projection of block 0."""
+
+    def change_model(model):
+        model.blocks[0].mlp.up = make(model.blocks[0].mlp.up)
+
+    return change_model
+
+
+def doubled(up):
+    twin = Doubled(up.in_features, up.out_features, bias=up.bias is not None)
+    twin.weight, twin.bias = up.weight, up.bias
+    return twin
+
+
+def override_forward(model):
+    up = model.blocks[0].mlp.up
+    up.forward = lambda x, forward=up.forward: 2 * forward(x)
+
+
+def parametrize_up(model):
+    parametrize.register_parametrization(model.blocks[0].mlp.up, "weight", Twice())
+
+
+def set_bias(model, bias):
+    model.blocks[0].mlp.up.bias = bias
+
+
+def double_data(model):
+    model.blocks[0].mlp.up.weight.data = model.blocks[0].mlp.up.weight.data * 2
+
+
+def transpose_layout(model):
+    weight = model.blocks[0].attn.o.weight
+    weight.data = weight.data.T.contiguous().T
+
+
+CHANGES = {
+    "data": double_data,
+    "other layout": transpose_layout,
+    "hook": lambda model: model.blocks[1].register_forward_hook(lambda _module, _input, output: 2 * output),
+    "subclass": replace_up(doubled),
+    "wrapper": replace_up(Twice),
+    "forward": override_forward,
+    "parametrization": parametrize_up,
+    "no bias": lambda model: set_bias(model, None),
+    "bias": lambda model: set_bias(model, nn.Parameter(torch.ones(model.blocks[0].mlp.config.d_ff))),
+    "half": lambda model: model.half(),
+    "double": lambda model: model.double(),
+    "one float16 norm": lambda model: model.blocks[0].attn_norm.half(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@torch.no_grad()
+def test_changes_between_forward_passes_of_one_cache(name, passes):
+    """A change takes effect with the next token, as it does where the modules run one by one."""
+    found = []
+    for tap in (None, Blind()):
+        model = tiny("gpt2")
+        use_native(model)
+        ids, cache = random_ids(model.config, 1, 3), DenseCache.of(model.config, 1, 3)
+        for i in range(3):
+            step = Step(cache.extend([1]), cache=cache, attend=attend_native, tap=tap)
+            found.append(model(ids[:, i : i + 1], step))
+            if i == 1:
+                CHANGES[name](model)
+    assert passes[0]
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], found[3:], strict=True))
+
+
 def test_copies_have_their_own_programs():
     model = tiny("llama")
     use_native(model)
@@ -173,6 +275,9 @@ def test_programs_do_not_accumulate():
     for n in range(1, 9):
         forward(model, random_ids(model.config, 1, n), n)
     assert len(model.programs.by_shape) == program.MAX_PROGRAMS
+    for rows in (program.MAX_ROWS // 3, program.MAX_ROWS // 2):
+        forward(model, random_ids(model.config, rows, 2), 2)
+    assert list(model.programs.by_shape) == [(program.MAX_ROWS // 2, 2)]
 
 
 def test_loaded_models_run_natively_where_it_is_faster(tmp_path, monkeypatch):
@@ -242,3 +347,20 @@ def test_program_of_packed_matrices(quantize, passes, tmp_path):
         assert torch.equal(forward(model, ids, size), found)
         assert torch.equal(forward(model, ids, size, Blind()), found)
     assert all(passes)
+
+
+@pytest.mark.parametrize("name", [*ENCODER_DECODERS, *ENCODERS])
+def test_half_precision_encoders_with_float32_activations(name):
+    model = (tiny_encoder if name in ENCODERS else tiny_encoder_decoder)(name).bfloat16()
+    wide = copy.deepcopy(model).float()
+    use_native(model)
+    ids = random_ids(model.config, 2, 9)
+    results = []
+    for one in (model, wide):
+        with torch.inference_mode():
+            if name in ENCODERS:
+                results.append(one(ids, Step.of(ids, (9, 5))))
+            else:
+                source = encode_source(one, random_ids(one.encoder.config, 2, 8), (8, 3))
+                results.append(one(ids, Step.of(ids, source=source)))
+    assert (results[0] - results[1]).abs().max() <= 1e-5 * results[1].abs().max()

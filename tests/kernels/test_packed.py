@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from glassformer.errors import ConfigError
 from glassformer.kernels import packed_linear
 from glassformer.kernels.packed import (
     FORMATS,
@@ -23,7 +24,7 @@ from glassformer.kernels.packed import (
     product,
     quantize_rows,
 )
-from glassformer.kernels.packed_linear import packed_product
+from glassformer.kernels.packed_linear import PackedLinear, packed_product
 
 BLOCK_BYTES = {  # of 8 rows and 256 inputs
     "q8": 2176, "q8f": 2304, "q4": 1152, "q4m": 1280, "q4z": 1344, "q5": 1408, "q5m": 1536,
@@ -144,6 +145,35 @@ def test_bias_and_dtype(native, monkeypatch):
     bias = torch.randn(9)
     assert torch.equal(packed_product(x, matrix, bias), product(x, matrix) + bias)
     assert packed_product(x.bfloat16(), matrix, None).dtype == torch.bfloat16
+
+
+def test_gradients_are_those_of_the_decoded_matrix():
+    matrix, x, bias = pack("q8", *random_parts("q8", 9, 64)), torch.randn(2, 64), torch.randn(9)
+    for t in (x, bias):
+        t.requires_grad_()
+    y = packed_product(x, matrix, bias)
+    with torch.no_grad():
+        assert torch.equal(packed_product(x, matrix, bias), y)
+    found = torch.autograd.grad(y.sum(0).pow(2).sum(), (x, bias), 2 * torch.ones(()))
+    want = torch.autograd.grad((x @ decode(matrix).T + bias), (x, bias), 4 * y.sum(0).expand_as(y))
+    for a, b in zip(found, want, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5)
+
+
+def test_assigned_state_is_used():
+    layer, other = (PackedLinear(pack("q8", *random_parts("q8", 9, 64, seed)), None) for seed in (0, 1))
+    x = torch.randn(2, 64)
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(layer(x), other(x))
+    assert torch.equal(layer.weight, other.weight)
+
+
+def test_packed_matrices_stay_on_the_cpu():
+    layer = PackedLinear(pack("q8", *random_parts("q8", 9, 64)), torch.nn.Parameter(torch.randn(9)))
+    x = torch.randn(2, 64)
+    with pytest.raises(ConfigError, match="CPU only, got meta"):
+        layer.to("meta")
+    assert torch.allclose(layer.half()(x), product(x, layer.matrix) + layer.bias.float())
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-38, 3.7e-37, 3.8e-37, 1.0, 3e38, float(np.finfo(np.float32).max)])

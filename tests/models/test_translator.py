@@ -203,7 +203,7 @@ def test_run_folder_loads_its_best_checkpoint(folder, tmp_path, name):
 
 def test_lower_precision_translates_and_aligns(folder, name):
     exact, low = TRANSLATORS[name], Translator.load(folder, dtype="bfloat16")
-    assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in low.model.parameters() if p.ndim > 1} == {torch.bfloat16}
     assert low.translate(TEXTS[0], beam=2, n=2, max_tokens=4)[0].targets[0].logprob < 0
     assert_near(low.align(*TEXTS[:2]).mean, exact.align(*TEXTS[:2]).mean, 0.3)
     with pytest.raises(ConfigError, match="device 'abacus'"):

@@ -26,14 +26,24 @@ from glassformer.nn.norm import LayerNorm, RMSNorm
 
 def runs_natively(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether the kernels can compute with these tensors: on the CPU, without gradients, not compiled."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.dtype != torch.float32:
         return False
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *parameters))
+    tensors = [x, *(t for t in parameters if t is not None)]
+    if not all(t.is_cpu for t in tensors):
+        return False
+    return not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+
+
+def native_norm(norm: nn.Module, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """Return the norm of x, with parameters in float32: `Module.half` and the like change those of `use_native`."""
+    options = norm_options(norm).items()
+    wide = {name: value.float() if isinstance(value, Tensor) else value for name, value in options}
+    return rows.norm(x.contiguous(), **wide)
 
 
 def native_product(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
     """Return x W^T + b in float32."""
-    if runs_natively(x, weight, bias):
+    if weight.dtype in ops.FLOAT_FORMATS and runs_natively(x, weight, bias):
         return ops.linear(x, weight, bias)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
@@ -65,7 +75,7 @@ class NativeRMSNorm(RMSNorm):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         if not runs_natively(x, self.weight):
             return super().forward(x)
-        return rows.norm(x.contiguous(), **norm_options(self))
+        return native_norm(self, x)
 
 
 class NativeLayerNorm(LayerNorm):
@@ -74,7 +84,7 @@ class NativeLayerNorm(LayerNorm):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         if not runs_natively(x, self.weight, self.bias):
             return super().forward(x)
-        return rows.norm(x.contiguous(), **norm_options(self))
+        return native_norm(self, x)
 
 
 class NativeMLP(MLP):
@@ -111,17 +121,21 @@ KEEP_DTYPE = (nn.Linear, nn.Embedding)  # modules whose matrix keeps its dtype
 def choose_native(
     config: ModelConfig | EncoderConfig | RecurrentConfig, device: torch.device, dtype: torch.dtype
 ) -> Choice | None:
-    """Return the choice of native modules for a decoder-only model; None where PyTorch's are at least as fast."""
-    if device.type != "cpu" or not isinstance(config, ModelConfig) or config.encoder is not None or not is_fast():
+    """Return the choice of native modules, or None where PyTorch's are at least as fast.
+
+    In float32 only for decoder-only models: PyTorch multiplies the many rows of the others as fast.
+    """
+    if device.type != "cpu" or isinstance(config, RecurrentConfig) or not is_fast():
         return None
-    name = str(dtype).removeprefix("torch.")
     if dtype == torch.float32:
-        if "avx512f" in cpu_features():
+        decoder_only = isinstance(config, ModelConfig) and config.encoder is None
+        if not decoder_only or "avx512f" in cpu_features():
             return None
         reason = "native products are as fast as PyTorch's, and calls of them take less time"
     elif multiplies_natively(dtype):
         return None
     else:
+        name = str(dtype).removeprefix("torch.")
         reason = f"this CPU has no {name} instructions, without which PyTorch is slow"
     return Choice("linear", "native", f"{reason}; activations are float32")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import weakref
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -38,7 +37,11 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.norm import LayerNorm, RMSNorm
 from glassformer.nn.step import Step
 
-MAX_PROGRAMS = 4  # of a model: their buffers take memory
+# of modules that a program can do; a subclass from elsewhere may compute something else
+CLASSES = (Block, Attention, MLP, nn.Linear, PackedLinear, RMSNorm, LayerNorm, nn.Identity, nn.ModuleList)
+SOURCES = {one.__module__ for one in CLASSES} | {"glassformer.kernels.native.modules"}
+MAX_PROGRAMS = 4  # of a model
+MAX_ROWS = 1024  # of all programs of a model but the newest: their buffers take memory
 SMALL = 1 << 18  # multiplications of a forward pass; below, one thread is faster than the barriers of several
 
 
@@ -77,10 +80,24 @@ def unsupported(model: Decoder) -> str | None:
             return "latent attention"
         if not isinstance(block.mlp, MLP):
             return "experts"
+        layers = (attn.q, attn.k, attn.v, attn.o, block.mlp.gate, block.mlp.up, block.mlp.down)
+        if not all(layer is None or isinstance(layer, (nn.Linear, PackedLinear)) for layer in layers):
+            return "other layers"
         if block.cross is not None:
             return "cross-attention"
         if attn.config.clip is not None or attn.config.qk_norm_over == "each" or attn.config.head_dim > MAX_HEAD:
             return "clipped, very large or separately normalized heads"
+    return next(filter(None, map(_unusual, [*model.blocks.modules(), model.norm])), None)
+
+
+def _unusual(module: nn.Module) -> str | None:
+    """Return what makes a module compute or store other numbers than a program reads; None: nothing."""
+    if not (isinstance(module, CLASSES) and type(module).__module__ in SOURCES) or "forward" in vars(module):
+        return f"{type(module).__name__}: another class, or another forward"
+    for name, p in module.named_parameters(recurse=False):
+        dtypes = FLOAT_FORMATS if isinstance(module, nn.Linear) and name == "weight" else (torch.float32,)
+        if p.dtype not in dtypes or not (p.is_cpu and p.is_contiguous()):
+            return f"{name} of {type(module).__name__}: another dtype, device or layout"
     return None
 
 
@@ -91,7 +108,10 @@ class Programs:
         self.lock = threading.Lock()
         self.by_shape: OrderedDict[tuple[int, int], Program] = OrderedDict()
         self.structure: Structure | None = None
-        self.checked_with: weakref.ref[Any] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return sum(batch * tokens for batch, tokens in self.by_shape)
 
     def __deepcopy__(self, memo: Any) -> Programs:
         return Programs()
@@ -101,19 +121,16 @@ class Programs:
 
     def run(self, model: Decoder, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"] | None:
         """Run a forward pass; None if programs do not support the model or its cache."""
-        if self.checked_with is None or self.checked_with() is not step.cache:  # once for each cache: each request
-            if self.structure is None or not self.structure.is_current():
-                self.by_shape.clear()
-                self.structure = Structure(model)
-            self.checked_with = weakref.ref(step.cache)
-        assert self.structure is not None
+        if self.structure is None or not self.structure.is_current():
+            self.by_shape.clear()
+            self.structure = Structure(model)
         if self.structure.reason is not None:
             return None
         shape = x.shape[0], x.shape[1]
         if shape not in self.by_shape:
             with torch.inference_mode(False), torch.no_grad():
                 self.by_shape[shape] = Program(model, *shape)
-            if len(self.by_shape) > MAX_PROGRAMS:
+            while len(self.by_shape) > MAX_PROGRAMS or (len(self.by_shape) > 1 and self.n_rows > MAX_ROWS):
                 self.by_shape.popitem(last=False)
         self.by_shape.move_to_end(shape)
         return self.by_shape[shape].run(x, step)
@@ -126,19 +143,27 @@ class Structure:
     """
 
     def __init__(self, model: Decoder):
-        parts = [model, model.blocks, model.norm, *model.blocks]
-        parts += [part for block in model.blocks for part in block.modules()]
-        self.modules = [(part, list(part._modules.values())) for part in parts if part._modules]
-        self.hooks = [hooks for part in parts[1:] for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        tables = [table for part in parts for table in (part._parameters, part._buffers)]
-        self.weights = [(t, name, value.data_ptr()) for t in tables for name, value in t.items() if value is not None]
+        self.parts = [model, *model.blocks.modules(), model.norm]
+        self.attributes = [vars(part) for part in self.parts]
+        self.parents = [part._modules for part in self.parts if part._modules]
+        self.hooks = [hooks for part in self.parts[1:] for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self.tables = [table for part in self.parts for table in (part._parameters, part._buffers) if table]
         self.reason = "hooks" if any(self.hooks) else unsupported(model)
+        self.state = self.look()
+
+    def look(self) -> tuple[Any, ...]:
+        """Return what changes if a module, its class, forward or hooks, or a weight is replaced."""
+        return (
+            list(map(type, self.parts)),
+            any("forward" in attributes for attributes in self.attributes),
+            [list(children.values()) for children in self.parents],
+            [value if value is None else value.data_ptr() for table in self.tables for value in table.values()],
+            any(self.hooks),
+        )
 
     def is_current(self) -> bool:
-        """Whether the model has the same modules and weights, and hooks only if it had hooks."""
-        same = all(table[name].data_ptr() == address for table, name, address in self.weights)
-        same = same and all(list(part._modules.values()) == children for part, children in self.modules)
-        return same and any(self.hooks) == (self.reason == "hooks")
+        """Whether all this is as it was, before each forward pass: a program reads weights at fixed addresses."""
+        return self.look() == self.state
 
 
 class Inputs(NamedTuple):

@@ -15,7 +15,7 @@
 #define KEYS 64
 #define QUERIES 48 /* of one key/value head, that use a block of keys while it is in the cache */
 #define TILE 3     /* queries at once */
-#define AHEAD 16   /* keys */
+#define KEYS_AHEAD 16
 #define MAX_HEAD 1024
 
 typedef struct {
@@ -150,7 +150,7 @@ static void attend_queries(const Op *op, Attention *a, int b, int kv_head, int b
     const int *i = op->i, *positions = op->p[1], *lengths = op->p[2], *table = op->p[3];
     int tokens = i[0], heads = i[1], group = heads / i[2], slots = i[3], window = i[7], d = op->n_in, d_v = op->n_out;
     int rows = end - begin, from = INT32_MAX, to = 0;
-    a->ahead = rows <= 2 * TILE ? (ptrdiff_t)AHEAD * i[6] * d : 0;
+    a->ahead = rows <= 2 * TILE ? (ptrdiff_t)KEYS_AHEAD * i[6] * d : 0;
     for (int r = 0; r < rows; r++) {
         int row = b * tokens + (begin + r) / group, head = kv_head * group + (begin + r) % group, own = positions[row];
         float sink = op->bias == NULL ? -INFINITY : op->bias[head];

@@ -12,7 +12,7 @@
 #include "simd.h"
 
 #define FEW_ROWS 3
-#define AHEAD 8 /* rows: how far ahead weights are fetched */
+#define ROWS_AHEAD 8 /* how far ahead weights are fetched */
 #define BLOCK_OUT 24  /* outputs of a block */
 #define BLOCK_IN 1024 /* inputs of a block */
 #define MAX_BLOCK_ROWS 256
@@ -71,7 +71,7 @@ INLINE void few_rows(const Op *op, int format, int rows, int outs, const float *
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < outs; c++) sums[r][c] = f8_zero();
     for (int c = 0; c < outs; c++) w[c] = matrix_row(op, o + c);
-    size_t row_bytes = (size_t)(matrix_row(op, 1) - matrix_row(op, 0)), ahead = AHEAD * row_bytes;
+    size_t row_bytes = (size_t)(matrix_row(op, 1) - matrix_row(op, 0)), ahead = ROWS_AHEAD * row_bytes;
     for (int k = 0; k < whole; k += 16)
         for (int c = 0; c < outs; c++) {
             f8 part[2];
@@ -124,18 +124,21 @@ INLINE void tile_rows(int rows, const float *x, size_t stride, const float *w, s
     for (; c < outs; c++) tile(rows, 1, x, stride, w + c * w_stride, w_stride, n, kept + c);
 }
 
-/* scratch: sums [MAX_BLOCK_ROWS][BLOCK_OUT] | widened weights [BLOCK_OUT][BLOCK_IN] | x of ORDERED_BYTES */
+/* Rows that are too wide for `ordered` are ordered by parts of BLOCK_IN inputs, again for each block of outputs.
+   scratch: sums [MAX_BLOCK_ROWS][BLOCK_OUT] | widened weights [BLOCK_OUT][BLOCK_IN] | x of ORDERED_BYTES */
 static void many_rows(const Op *op, int format, int begin, int end, void *scratch) {
     f8 *sums = scratch;
     float *wide = (float *)(sums + MAX_BLOCK_ROWS * BLOCK_OUT), *ordered = wide + BLOCK_OUT * BLOCK_IN;
     int n_in = op->n_in, padded_in = (n_in + 15) & ~15;
-    int block_rows = (ORDERED_BYTES / 4 / padded_in) & ~3;
+    int block_rows = (ORDERED_BYTES / 4 / padded_in) & ~3, in_parts = block_rows == 0;
+    int in_order = format != GF_BF16 && padded_in == n_in;
+    if (in_parts) block_rows = ORDERED_BYTES / 4 / BLOCK_IN;
     if (block_rows > MAX_BLOCK_ROWS) block_rows = MAX_BLOCK_ROWS;
     for (int row = 0; row < op->rows; row += block_rows) {
         int rows = op->rows - row < block_rows ? op->rows - row : block_rows;
         const float *x = (const float *)op->x + (size_t)row * (size_t)n_in;
         size_t stride = (size_t)n_in;
-        if (format == GF_BF16 || padded_in != n_in) {
+        if (!in_order && !in_parts) {
             for (int r = 0; r < rows; r++) order_lanes(format, x + r * stride, ordered + (size_t)r * (size_t)padded_in, n_in);
             x = ordered, stride = (size_t)padded_in;
         }
@@ -144,8 +147,13 @@ static void many_rows(const Op *op, int format, int begin, int end, void *scratc
             for (int i = 0; i < rows * BLOCK_OUT; i++) sums[i] = f8_zero();
             for (int k = 0; k < padded_in; k += BLOCK_IN) {
                 int n = padded_in - k < BLOCK_IN ? padded_in - k : BLOCK_IN, r = 0;
-                const float *w = (const float *)matrix_row(op, o) + k;
-                size_t w_stride = (size_t)n_in;
+                const float *w = (const float *)matrix_row(op, o) + k, *part_x = x + k;
+                size_t w_stride = (size_t)n_in, x_stride = stride;
+                if (!in_order && in_parts) {
+                    for (int j = 0; j < rows; j++)
+                        order_lanes(format, part_x + j * stride, ordered + j * BLOCK_IN, n_in - k < BLOCK_IN ? n_in - k : BLOCK_IN);
+                    part_x = ordered, x_stride = BLOCK_IN;
+                }
                 if (format != GF_F32 || padded_in != n_in) {
                     for (int c = 0; c < outs; c++)
                         for (int j = 0; j < n; j += 16) {
@@ -157,8 +165,8 @@ static void many_rows(const Op *op, int format, int begin, int end, void *scratc
                         }
                     w = wide, w_stride = BLOCK_IN;
                 }
-                for (; r + 4 <= rows; r += 4) tile_rows(4, x + r * stride + k, stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
-                for (; r < rows; r++) tile_rows(1, x + r * stride + k, stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
+                for (; r + 4 <= rows; r += 4) tile_rows(4, part_x + r * x_stride, x_stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
+                for (; r < rows; r++) tile_rows(1, part_x + r * x_stride, x_stride, w, w_stride, outs, n, sums + r * BLOCK_OUT);
             }
             for (int r = 0; r < rows; r++)
                 for (int c = 0; c < outs; c++) finish(op, row + r, o + c, f8_sum(sums[r * BLOCK_OUT + c]));

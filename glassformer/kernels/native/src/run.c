@@ -1,4 +1,5 @@
 /* Run a list of operations on the threads of an OpenMP runtime, with a barrier after each. */
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -69,9 +70,16 @@ static void barrier(Work *work, int n_threads) {
     }
 }
 
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+static void make_scratch_key(void) { pthread_key_create(&scratch_key, free); /* frees it when the thread ends */ }
+
 static void *thread_scratch(void) {
-    static _Thread_local void *scratch; /* as long as the thread lives */
-    if (scratch == NULL) scratch = aligned_alloc(64, GF_SCRATCH);
+    static _Thread_local void *scratch;
+    if (scratch != NULL) return scratch;
+    pthread_once(&scratch_once, make_scratch_key);
+    scratch = aligned_alloc(64, GF_SCRATCH);
+    if (scratch != NULL) pthread_setspecific(scratch_key, scratch);
     return scratch;
 }
 
