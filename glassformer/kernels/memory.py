@@ -30,7 +30,7 @@ class HugePages:
             if size > len(self.chunk):
                 self.chunk = new_chunk(max(size, CHUNK))
             part, self.chunk = self.chunk[:n], self.chunk[size:]
-        return part
+        return torch.frombuffer(part.numpy(), dtype=torch.uint8) if n else part  # pickles without the chunk
 
 
 def in_huge_pages(t: Tensor) -> Tensor:

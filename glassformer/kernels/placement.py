@@ -13,6 +13,7 @@ from glassformer.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantize = Literal["int8", "int4"]  # quantization of matrices at load: see `quantize.py`
+STORED = "the checkpoint is stored in it"
 SMALL = 50_000_000  # parameters; below it a CPU reads the weights fast enough in float32
 
 
@@ -87,6 +88,8 @@ def choose_placement(
         return Placement(where, getattr(torch, choice.value), choices)
     weights = choose_weights(dtype, device=where.type, quantized=quantized, packs=packs, decoded_to=choice.value)
     if weights.value == "decoded":
+        if choice.because == STORED:
+            choices = choices[0], Choice("dtype", choice.value, "quantized matrices are decoded to it")
         return Placement(where, getattr(torch, choice.value), (*choices, weights))
     choice = Choice("dtype", "float32", "activations and all weights that are not packed are float32")
     return Placement(where, torch.float32, (choices[0], choice, weights), packed=True)
@@ -159,4 +162,4 @@ def choose_dtype(requested: str, *, device: str, stored: torch.dtype, n_paramete
         return Choice("dtype", requested, "it was requested")
     if device == "cpu" and (n_parameters < SMALL or stored == torch.float16):
         return Choice("dtype", "float32", "it loses no precision and is fast enough on a CPU at this size")
-    return Choice("dtype", str(stored).removeprefix("torch."), "the checkpoint is stored in it")
+    return Choice("dtype", str(stored).removeprefix("torch."), STORED)

@@ -40,7 +40,7 @@ from glassformer.kernels.packed_linear import (
     weight_chunks,
     weight_rows,
 )
-from glassformer.kernels.placement import QuantizedMatrices, choose_placement, choose_weights
+from glassformer.kernels.placement import Choice, QuantizedMatrices, choose_placement, choose_weights
 from glassformer.models import base
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.linear import HeadLinear, TiedLinear
@@ -265,7 +265,10 @@ def test_choice_names_types_that_are_decoded():
     assert (found.packed, found.dtype) == (True, torch.float32)
     found = choose_placement("cpu", "bfloat16", stored=torch.bfloat16, n_parameters=10**9, quantized=both, packs=True)
     assert (found.packed, found.dtype) == (False, torch.bfloat16)
-    assert choose_placement("cpu", "auto", stored=torch.bfloat16, n_parameters=10**9).choices[1].value == "bfloat16"
+    found = choose_placement("cpu", "auto", stored=torch.bfloat16, n_parameters=10**9, quantized=both, packs=False)
+    assert found.choices[1] == Choice("dtype", "bfloat16", "quantized matrices are decoded to it")
+    found = choose_placement("cpu", "auto", stored=torch.bfloat16, n_parameters=10**9)
+    assert found.choices[1] == Choice("dtype", "bfloat16", "the checkpoint is stored in it")
     assert choose_linear("cpu", torch.float32, 1, packed=True).value == "packed"
 
 

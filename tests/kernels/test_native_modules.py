@@ -291,9 +291,10 @@ def test_loaded_models_run_natively_where_it_is_faster(tmp_path, monkeypatch):
 
 
 def test_huge_pages_give_separate_memory():
-    parts = [HUGE_PAGES.empty(n) for n in (1, 100, 3 * HUGE_PAGE, 64 * HUGE_PAGE, 5)]
+    parts = [HUGE_PAGES.empty(n) for n in (0, 1, 100, 3 * HUGE_PAGE, 64 * HUGE_PAGE, 5)]
     for i, part in enumerate(parts):
         assert part.data_ptr() % 64 == 0
+        assert part.untyped_storage().nbytes() == len(part) or not len(part)
         part.fill_(i)
     assert all(bool((part == i).all()) for i, part in enumerate(parts))
 
