@@ -29,6 +29,7 @@ from glassformer.formats.save import save_model
 from glassformer.inspect.edits.edit import ablate
 from glassformer.kernels import packed_linear
 from glassformer.kernels.linear import choose_linear, prepack
+from glassformer.kernels.native.library import load_library
 from glassformer.kernels.packed import GROUP, product
 from glassformer.kernels.packed_linear import (
     ModelWeights,
@@ -393,8 +394,8 @@ def test_traces_views_edits_and_sweeps(lms):
     assert 0 < t["blocks.1.attn.heads"].error <= step * rows
     assert "8 bits" in heads.receipt.identity
     assert "8 bits" not in plain.heads(layer=1, position=1).receipt.identity
-    assert "8 bits" in t.cache_speed(rounds=1).receipt.identity
-    assert "8 bits" not in plain.cache_speed(rounds=1).receipt.identity
+    if load_library() is not None:  # native products and attention do not depend on the number of tokens
+        assert t.cache_speed(rounds=1).receipt.error == 0
     lens = t.lens()
     assert lens.receipt.error <= 1e-4 * t.captured.last_logits.abs().max()
     qkv = t.qkv(layer=1, head=0, position=1)

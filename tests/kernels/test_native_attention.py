@@ -59,9 +59,10 @@ def test_equals_reference(spec, batch, group, kv_heads, size, value_size, length
     sinks = draw(group * kv_heads, seed=3) if with_sinks else None
     view = view_of(spec, length, n_keys, batch)
     assert attention.key_ranges(spec, view, batch) is not None
-    want = attend_reference(spec, q, KV(k, v), view, None, sinks)[0]
+    want, scores, _ = attend_reference(spec, q, KV(k, v), view, None, sinks)
     z = same_bits(at_each_level(lambda: attend_native(spec, q, KV(k, v), view, None, sinks)))
-    torch.testing.assert_close(z, want, **BOUND)
+    largest = scores[scores.isfinite()].abs().max().item()  # an error of a score is a relative one of its probability
+    torch.testing.assert_close(z, want, rtol=BOUND["rtol"], atol=BOUND["atol"] + 2**-22 * largest)
 
 
 def chunked(spec, q, k, v, capacity, divisions, room=0, sinks=None):
