@@ -60,8 +60,8 @@ def bench(
     clock
         `cpu` measures the CPU time of one thread, with `--threads 1`, for a machine that is busy with other work.
     compare
-        `llama.cpp`: run the same weights in llama.cpp, in turns. Needs llama-cpp-python, in this environment or in that
-        of the Python interpreter that GLASSFORMER_LLAMA_CPP names. A model that is no GGUF file is exported to one.
+        `llama.cpp`: run the same weights in llama.cpp, interleaved. Needs llama-cpp-python, in this environment or in
+        that of the Python interpreter that GLASSFORMER_LLAMA_CPP names. Other formats are exported to a GGUF file.
     """
     import torch
 

@@ -18,7 +18,7 @@ UNIT = 256  # a context is a multiple of it
 
 
 def resident_bytes():
-    """Return the bytes of this process in memory, mapped files included; 0 on systems that do not report it."""
+    """Return what `limits.resident_bytes` returns, or 0; this interpreter need not have Glassformer."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))

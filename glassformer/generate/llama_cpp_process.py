@@ -33,7 +33,7 @@ def find_interpreter(requested: str | None) -> str:
     if requested:
         found = shutil.which(requested)
         if found is None:
-            raise ConfigError(f"{VARIABLE} is {requested!r}, which is no program: give a Python interpreter")
+            raise ConfigError(f"{VARIABLE} is {requested!r}, which is not a program: give a Python interpreter")
         return found
     if find_spec("llama_cpp") is None:
         raise ConfigError(
@@ -55,8 +55,8 @@ class LlamaCpp:
 
     Attributes:
         version: of llama-cpp-python.
-        system: the instruction sets that it uses, in its own words.
-        memory: the bytes that the model and the last context added to the process; 0 where it is not known.
+        system: the instruction sets that it uses, as it reports them.
+        memory: the bytes that the model and the last context added to the process; 0 if it is not reported.
 
     Raises:
         ConfigError: the interpreter has no llama-cpp-python.

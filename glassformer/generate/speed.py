@@ -1,4 +1,4 @@
-"""Measure prefill and decoding of one model in several implementations, which take turns.
+"""Measure prefill and decoding of one model in several implementations, interleaved.
 
 The speed of a shared machine varies over minutes. So each round runs every implementation once, in an order that
 rotates from round to round, and a ratio compares two runs of the same round:
@@ -76,7 +76,7 @@ Run = Callable[[list[list[int]], int], Timing]  # (prompts, tokens to decode aft
 class Measurement:
     """The seconds of each implementation in each round.
 
-    equal_tokens: generated as by ours, before the first other. native: of ours, see `Timing`.
+    equal_tokens: how many tokens of each equal ours, before the first that differs. native: of ours, see `Timing`.
     """
 
     workload: Workload

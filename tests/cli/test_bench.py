@@ -113,7 +113,7 @@ def test_unknown_program(capfd, path):
 @pytest.mark.parametrize(
     ("interpreter", "what"),
     [
-        ("no-such-python", "GLASSFORMER_LLAMA_CPP is 'no-such-python', which is no program"),
+        ("no-such-python", "GLASSFORMER_LLAMA_CPP is 'no-such-python', which is not a program"),
         (sys.executable, "has no llama-cpp-python: set GLASSFORMER_LLAMA_CPP"),
         ("false", "llama.cpp cannot run"),
     ],
