@@ -260,8 +260,8 @@ INLINE void multiply_tile(int f, int rows, const Activations *a, const Tile *til
                 i8 w0 = i8_load(w + 64 * c), w1 = i8_load(w + 64 * c + 32);
                 for (int r = 0; r < rows; r++) {
                     i8 x = four_bytes(a->xq + at + (size_t)r * n_in + 4 * c);
-                    sums[r][0] = in_order(h16_add(sums[r][0], h16_pairs(w0, x)));
-                    sums[r][1] = in_order(h16_add(sums[r][1], h16_pairs(w1, x)));
+                    sums[r][0] = hide_from_optimizer(h16_add(sums[r][0], h16_pairs(w0, x)));
+                    sums[r][1] = hide_from_optimizer(h16_add(sums[r][1], h16_pairs(w1, x)));
                 }
             }
         } else {
@@ -269,8 +269,8 @@ INLINE void multiply_tile(int f, int rows, const Activations *a, const Tile *til
                 i8 w0 = i8_load(w + 64 * c), w1 = i8_load(w + 64 * c + 32);
                 for (int r = 0; r < rows; r++) {
                     i8 x = two_halves(a->x16 + at + (size_t)r * n_in + 2 * c);
-                    sums[r][0] = in_order(i8_add(sums[r][0], i8_pairs(w0, x)));
-                    sums[r][1] = in_order(i8_add(sums[r][1], i8_pairs(w1, x)));
+                    sums[r][0] = hide_from_optimizer(i8_add(sums[r][0], i8_pairs(w0, x)));
+                    sums[r][1] = hide_from_optimizer(i8_add(sums[r][1], i8_pairs(w1, x)));
                 }
             }
         }

@@ -74,7 +74,7 @@ INLINE f8 f8_load_s8(const int8_t *p) {
 }
 
 /* The same value. The compiler does not reorder sums across it, which would need more registers than there are. */
-INLINE i8 in_order(i8 a) {
+INLINE i8 hide_from_optimizer(i8 a) {
     __asm__("" : "+x"(a));
     return a;
 }
@@ -222,7 +222,7 @@ INLINE void f8_load_bf16(const uint16_t *p, f8 *even, f8 *odd) {
 INLINE f8 f8_load_u8(const uint8_t *p) { EACH(f8, (float)p[i]); }
 INLINE f8 f8_load_s8(const int8_t *p) { EACH(f8, (float)p[i]); }
 
-INLINE i8 in_order(i8 a) { return a; }
+INLINE i8 hide_from_optimizer(i8 a) { return a; }
 INLINE i8 i8_zero(void) { EACH(i8, 0); }
 INLINE i8 i8_load(const void *p) {
     i8 r;
