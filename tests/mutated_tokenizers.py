@@ -196,7 +196,7 @@ def use(tokenizer: Tokenizer) -> None:
         found = tokenizer.encode_offsets(text, parse_special=True)
         assert found.ids == tokenizer.encode(text, parse_special=True)
         assert all(0 <= start <= end <= len(text) for start, end in found.offsets)
-        tokenizer.backend.encode_continuation(text)
+        tokenizer.backend.encode_continuations([text])
 
 
 def mutate_file(name: str, data: bytes, rng: random.Random) -> bytes:

@@ -1,22 +1,23 @@
 """Tokenizer backends: the protocol, and the one over the Hugging Face `tokenizers` library."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import tokenizers
 from typing_extensions import TypedDict
 
-from glassformer.errors import GlassformerError, TokenizerError
+from glassformer.errors import TokenizerError
 from glassformer.json_file import check_schema, parse_json
+from glassformer.text.encoder_process import EncoderPool
+from glassformer.text.hf_encoder import JSON, HFEncoder, library_errors, open_library
+from glassformer.text.patterns import find_regexes, is_linear
 from glassformer.text.special_tokens import AddedToken, check_ids, find_special_tokens, token_entry
 from glassformer.text.stream_decoder import TokenDecoder
 
-JSON = "tokenizer.json"
 SPACE = "▁"  # SentencePiece's; Gemma has added tokens for runs of it
-PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+TEXT_PARTS = dict.fromkeys(("normalizer", "pre_tokenizer"))  # may contain regular expressions
+PARTS = (*TEXT_PARTS, "post_processor", "decoder")
 
 
 class _TokenizerJson(TypedDict):
@@ -55,8 +56,8 @@ class TokenizerBackend(Protocol):
         """
         ...
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """Return the ids of plain text that follows a special token."""
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each plain text; each follows a special token."""
         ...
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -77,9 +78,11 @@ class TokenizerBackend(Protocol):
 
 
 class HFTokenizer:
-    """A `tokenizer.json` in the `tokenizers` library, in two copies: one parses special tokens, the other does not.
+    """A `tokenizer.json` in the `tokenizers` library.
 
-    (A switch on one copy would not be thread-safe.)
+    A regular expression that may need exponential time is only applied in a child process; see `EncoderPool`.
+
+    core: the library's tokenizer, for its vocabulary; without the parts that work on text if these need a child process
     """
 
     defaults: Mapping[str, Any] = {}
@@ -104,13 +107,14 @@ class HFTokenizer:
             tokenizer_json = json.dumps(layout, ensure_ascii=False)
         self.json, self.layout = tokenizer_json, layout
         opened = layout | {"post_processor": _without_trim(layout["post_processor"])}
-        self.parsing = _open(opened)
+        costly = [regex for name in TEXT_PARTS for regex in find_regexes(layout[name]) if not is_linear(regex)]
+        self.core = open_library(opened | TEXT_PARTS if costly else opened)
         self.kind = str(layout["model"].get("type", "model"))
-        self.vocab: dict[str, int] = self.parsing.get_vocab(with_added_tokens=True)
+        self.vocab: dict[str, int] = self.core.get_vocab(with_added_tokens=True)
         check_ids(self.vocab, JSON)
-        self.added_tokens = _added_tokens(self.parsing)
+        self.added_tokens = _added_tokens(self.core)
         self.special_tokens = find_special_tokens(self.added_tokens, template)
-        self._plain_layout = _rename_special(
+        plain = _rename_special(
             opened
             | {
                 "added_tokens": [
@@ -120,31 +124,22 @@ class HFTokenizer:
             },
             self.special_tokens,
         )
-        self.plain = _open_plain(self._plain_layout)
+        self._encoder = EncoderPool(opened, plain, costly) if costly else HFEncoder(self.core, plain)
         self.prefix_ids, self.suffix_ids = self._frame()
         self.decoder = TokenDecoder(layout["decoder"])
         self.drops_first_space, self.drops_last_space = self.decoder.drops_first_space, self.decoder.drops_last_space
 
     def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
-        tokenizer = self.parsing if parse_special else self.plain
-        with _library_errors("encode a text"):
-            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._encoder.encode(texts, parse_special)
 
-    def encode_continuation(self, text: str) -> list[int]:
-        with _library_errors("encode a text"):
-            return self._continuing.encode_batch_fast([text], add_special_tokens=False)[0].ids  # releases the GIL
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._encoder.encode_continuations(texts)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        with _library_errors("encode a text pair"):
-            encodings = self.plain.encode_batch(list(pairs), add_special_tokens=True)
-            return [(encoding.ids, encoding.type_ids) for encoding in encodings]
+        return self._encoder.encode_pairs(pairs)
 
     def encode_offsets(self, text: str, *, parse_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        with _library_errors("encode a text"):
-            tokenizer = self.parsing if parse_special else self.plain
-            (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)  # releases the GIL
-            # The library counts the characters of an end_of_word_suffix, which follow the text.
-            return encoding.ids, [(min(a, len(text)), min(b, len(text))) for a, b in encoding.offsets]
+        return self._encoder.encode_offsets(text, parse_special)
 
     def token_table(self) -> list[bytes | None]:
         verbatim = {
@@ -159,19 +154,14 @@ class HFTokenizer:
         """Rebuild from the JSON text: the library's own pickles lose `encode_special_tokens`."""
         return HFTokenizer, (self.json, self.template)
 
-    @cached_property
-    def _continuing(self) -> tokenizers.Tokenizer:
-        """The plain copy, without the space that some files put before the first word of a text."""
-        return _open_plain(_without_first_space(self._plain_layout))
-
     def _frame(self) -> tuple[list[int], list[int]]:
         """Return the ids that the post-processor adds before and after a text: Llama's BOS, BERT's [CLS] and [SEP].
 
         Raises:
             TokenizerError: The post-processor drops or repeats the text, or adds an id that no token has.
         """
-        probe = _open(_PROBE | {"post_processor": self.layout["post_processor"]})
-        with _library_errors("frame a text"):
+        probe = open_library(_PROBE | {"post_processor": self.layout["post_processor"]})
+        with library_errors("frame a text"):
             encoding = probe.encode("a", add_special_tokens=True)
         if encoding.special_tokens_mask.count(0) != 1:
             raise TokenizerError(f"the post_processor of {JSON} must contain the text once, with tokens around it")
@@ -184,7 +174,7 @@ class HFTokenizer:
     def files(self, prefix_ids: list[int], suffix_ids: list[int]) -> dict[str, bytes]:
         if (prefix_ids, suffix_ids) == (self.prefix_ids, self.suffix_ids):
             return {JSON: self.json.encode()}
-        tokens = {index: self.parsing.id_to_token(index) for index in prefix_ids + suffix_ids}
+        tokens = {index: self.core.id_to_token(index) for index in prefix_ids + suffix_ids}
         before, after = (
             [{"SpecialToken": {"id": tokens[index], "type_id": 0}} for index in ids] for ids in (prefix_ids, suffix_ids)
         )
@@ -207,33 +197,19 @@ _PROBE: dict[str, Any] = {
 """A tokenizer of one token, to examine the parts of another one without its model."""
 
 
-@contextmanager
-def _library_errors(action: str) -> Iterator[None]:
-    """Turn the library's exceptions and its panics, which are not Exceptions, into TokenizerError.
-
-    TypeError passes: the library raises it for a text with a lone surrogate.
-    """
-    try:
-        yield
-    except (GlassformerError, TypeError):
-        raise
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise TokenizerError(f"{JSON}: the tokenizers library cannot {action}: {error}") from error
-        raise
-
-
 def _checked_parts(layout: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts around the model as the library understands them: complete, with the right types."""
     parts = {name: layout.get(name) for name in PARTS}
-    return {name: part for name, part in json.loads(_open(_PROBE | parts).to_str()).items() if name in PARTS}
+    return {name: part for name, part in json.loads(open_library(_PROBE | parts).to_str()).items() if name in PARTS}
 
 
 def _with_added_tokens(layout: Mapping[str, Any], added: Sequence[AddedToken]) -> list[dict[str, Any]]:
     """Return the layout's `added_tokens` with `added`. Raises TokenizerError if the library gives one another id."""
-    tokens = {token.text: token for token in (*_added_tokens(_open(layout)), *added)}
+    tokens = {token.text: token for token in (*_added_tokens(open_library({**layout, **TEXT_PARTS})), *added)}
     entries = [{"id": token.id, **token_entry(token)} for token in sorted(tokens.values(), key=lambda token: token.id)]
-    opened = {token.text: token for token in _added_tokens(_open({**layout, "added_tokens": entries}))}
+    opened = {
+        token.text: token for token in _added_tokens(open_library({**layout, **TEXT_PARTS, "added_tokens": entries}))
+    }
     for token in added:
         if (index := opened[token.text].id) != token.id:
             raise TokenizerError(
@@ -249,23 +225,6 @@ def _added_tokens(core: tokenizers.Tokenizer) -> list[AddedToken]:
         AddedToken(index, t.content, t.special, t.lstrip, t.rstrip, t.single_word, t.normalized)
         for index, t in core.get_added_tokens_decoder().items()
     ]
-
-
-def _open(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Return the library's tokenizer, without the truncation and padding that some files set."""
-    try:
-        text = json.dumps({**layout, "truncation": None, "padding": None})
-    except ValueError as error:
-        raise TokenizerError(f"{JSON} cannot be read: {error}") from error
-    with _library_errors("read it"):
-        return tokenizers.Tokenizer.from_str(text)
-
-
-def _open_plain(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Return the library's tokenizer that never turns text into a special token."""
-    tokenizer = _open(layout)
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 def _rename_special(layout: Mapping[str, Any], special_tokens: Mapping[str, int]) -> Mapping[str, Any]:
@@ -286,15 +245,3 @@ def _without_trim(part: Any) -> Any:
     if isinstance(part, dict):
         return {key: False if key == "trim_offsets" else _without_trim(value) for key, value in part.items()}
     return [_without_trim(item) for item in part] if isinstance(part, list) else part
-
-
-def _without_first_space(layout: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the layout with every `"prepend_scheme": "first"` replaced by "never"."""
-
-    def replaced(part: Any) -> Any:
-        if isinstance(part, dict):
-            new = {key: replaced(value) for key, value in part.items()}
-            return new | {"prepend_scheme": "never"} if new.get("prepend_scheme") == "first" else new
-        return [replaced(item) for item in part] if isinstance(part, list) else part
-
-    return {key: value if key == "model" else replaced(value) for key, value in layout.items()}

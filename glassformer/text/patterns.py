@@ -1,5 +1,7 @@
 """Split patterns and the byte alphabet of byte-level tokenizers."""
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -120,3 +122,33 @@ def byte_level(pattern: str, *, digits: bool = False, prefix_space: bool = False
     if pattern != GPT2:
         steps.append(_split(pattern))
     return {"type": "Sequence", "pretokenizers": [*steps, to_chars]} if steps else to_chars
+
+
+def find_regexes(part: Any) -> Iterator[str]:
+    """Yield the regular expressions in a part of a `tokenizer.json`."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            yield from [value] if key == "Regex" else find_regexes(value)
+    elif isinstance(part, list):
+        for item in part:
+            yield from find_regexes(item)
+
+
+_KNOWN = {*PATTERNS.values(), SEED_CODER, TEKKEN, WORD}
+_KNOWN |= {*find_regexes([FALCON, DEEPSEEK_CODER, DEEPSEEK_LLM, DEEPSEEK_V3])}
+
+# Each pattern has at most one parse in this grammar, so matching it takes linear time, too.
+_ESCAPE = r"\\(?:[dDsSwWnrt]|[pP]\{\^?\w+\}|[^\w\s])"
+_CHARACTER = rf"(?:{_ESCAPE}|\[(?:\^|(?!\^))(?:{_ESCAPE}|[^\\\[\]])+\]|[^\\\[\](){{}}.*+?^$|])"
+_BRANCH = rf"(?:{_CHARACTER}\?)?{_CHARACTER}*(?:{_CHARACTER}(?:[+*]|\{{\d\d?(?:,(?:\d\d?)?)?\}}))?"
+_LINEAR = re.compile(rf"(?=[^|]){_BRANCH}(?:\|(?=[^|]){_BRANCH})*", re.ASCII)
+
+
+def is_linear(pattern: str) -> bool:
+    """Return whether a regular expression certainly needs time in proportion to the length of the text.
+
+    It is one of the patterns above, or alternatives of characters and character classes in which only the first may be
+    optional and only the last may be repeated. Such an alternative fails after a bounded number of steps, or it matches
+    all characters that it has examined but one.
+    """
+    return pattern in _KNOWN or (len(pattern) <= 1000 and _LINEAR.fullmatch(pattern) is not None)

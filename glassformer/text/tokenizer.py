@@ -169,14 +169,25 @@ class Tokenizer:
             raise TokenizerError("the tokenizer has no mask token (mask_token)")
         name = next(token for token, index in self.backend.vocab.items() if index == mask)
         added = next((token for token in self.backend.added_tokens if token.id == mask), AddedToken(mask, name))
-        ids: list[int] = []
-        for start, end, token in SpecialTokenSplitter([added])(text):
-            part = text[start:end]
-            if token is not None:
-                ids.append(token)
-            else:
-                ids += self.backend.encode_continuation(part) if start else self.encode(part, bare=True)
-        return self.prefix_ids + ids + self.suffix_ids
+        return self.prefix_ids + self.encode_parts(text, SpecialTokenSplitter([added])(text)) + self.suffix_ids
+
+    def encode_parts(self, text: str, parts: Iterable[tuple[int, int, int | None]]) -> list[int]:
+        """Return the ids of a text that special tokens divide, without prefix and suffix.
+
+        Args:
+            text: The text.
+            parts: (start, end, id) of each special token, and (start, end, None) of the plain text between them.
+        """
+        parts = list(parts)
+        first = [text[:end] for start, end, token in parts if token is None and start == 0]
+        others = [text[start:end] for start, end, token in parts if token is None and start > 0]
+        try:
+            batch = self.backend.encode(first, parse_special=False) if first else []
+            plain = iter(batch + self.backend.encode_continuations(others))
+        except TypeError:
+            _check_surrogates([text])
+            raise
+        return [index for _, _, token in parts for index in (next(plain) if token is None else [token])]
 
     def encode_offsets(self, text: str, *, parse_special: bool = False, bare: bool = False) -> Encoding:
         """Encode as `encode` does, with the bytes and the character range of each token."""

@@ -187,7 +187,7 @@ def test_tokens_beside_a_sentencepiece_model(files, tmp_path):
     token = next(token for token in ours.backend.added_tokens if token.text == NEW)
     assert (token.id, token.lstrip, token.rstrip) == (40, lstrip, rstrip)
     before = ours.encode("cat" if lstrip else "cat ", bare=True)
-    after = ours.backend.encode_continuation("dog" if rstrip else " dog")
+    after = ours.backend.encode_continuations(["dog" if rstrip else " dog"])[0]
     assert ours.encode(f"cat {NEW} dog", parse_special=True, bare=True) == [*before, 40, *after]
     ours.save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
@@ -394,6 +394,7 @@ def test_error_of_the_library_while_encoding_is_an_error():
     core.decoder = decoders.Fuse()
     tokenizer = Tokenizer(core.to_str())
     assert tokenizer.encode("a") == [0]
-    for encode in (tokenizer.encode, tokenizer.encode_offsets, tokenizer.backend.encode_continuation):
+    continuation = lambda text: tokenizer.backend.encode_continuations([text])  # noqa: E731
+    for encode in (tokenizer.encode, tokenizer.encode_offsets, continuation):
         with pytest.raises(TokenizerError, match="cannot encode a text"):
             encode("b")

@@ -184,7 +184,7 @@ def test_tokens_added_after_a_unigram_vocabulary_keep_their_ids():
     assert core.token_to_id("<extra>") in ours.encode("<extra> a", parse_special=True)
 
 
-@pytest.mark.parametrize("encode", ["encode", "encode_continuation", "encode_offsets"])
+@pytest.mark.parametrize("encode", ["encode", "encode_continuations", "encode_offsets"])
 def test_other_threads_run_while_a_text_is_encoded(encode):
     """The library encodes a batch without Python's lock, and a single text with it."""
     backend = both(KINDS[0])[0].backend
@@ -192,11 +192,11 @@ def test_other_threads_run_while_a_text_is_encoded(encode):
 
     def run():
         seen.append(n)
-        backend.encode([text], parse_special=False) if encode == "encode" else getattr(backend, encode)(text, **options)
+        getattr(backend, encode)(text if encode == "encode_offsets" else [text], **options)
         seen.append(n)
         done.set()
 
-    options = {"parse_special": False} if encode == "encode_offsets" else {}
+    options = {} if encode == "encode_continuations" else {"parse_special": False}
     thread = threading.Thread(target=run)
     thread.start()
     while not done.is_set():

@@ -136,7 +136,7 @@ def test_added_tokens_of_special_form_or_template_are_special(bpe):
     """Without the special flag, <|fim|> (by form) and <think> (in the template) are special; <b> and spaces are not."""
     plain = [AddedToken(t, special=False, normalized=False) for t in ("<|fim|>", "<think>", "<b>", "    ")]
     opened = Tokenizer(with_added(bpe, *plain), chat_template="{% if x %}<think>    {% endif %}")
-    ids = {t.content: opened.backend.parsing.token_to_id(t.content) for t in plain}
+    ids = {t.content: opened.backend.core.token_to_id(t.content) for t in plain}
     assert set(opened.special_tokens) == {EOT, "<|user|>", "<|fim|>", "<think>"}
     text = "<|fim|><think><b>    x"
     assert {ids["<|fim|>"], ids["<think>"]}.isdisjoint(opened.encode(text))

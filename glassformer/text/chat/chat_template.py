@@ -81,19 +81,7 @@ class ChatTemplate:
         """
         rendered = self._render(messages, fields)
         self._check_built(rendered, messages, fields)
-        text, backend, ids = rendered.text, self.tokenizer.backend, []
-        try:
-            for start, end, token in self._split(text, rendered.regions):
-                if token is not None:
-                    ids.append(token)
-                elif start == 0:
-                    ids += backend.encode([text[:end]], parse_special=False)[0]
-                else:
-                    ids += backend.encode_continuation(text[start:end])
-        except TypeError:
-            self.tokenizer.encode(text)  # raises with the position of the lone surrogate
-            raise
-        return ids
+        return self.tokenizer.encode_parts(rendered.text, self._split(rendered.text, rendered.regions))
 
     def _render(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> RenderedTemplate:
         fields = dict(fields)

@@ -1,22 +1,13 @@
 """The child process that renders chat templates. Of the large packages it imports jinja2 only.
 
-    parent -> child   a frame: 4-byte length, JSON {"source", "data", "tokens", "now"}
+    parent -> child   a frame: JSON {"source", "data", "tokens", "now"}
     child -> parent   a frame: JSON {"text", "regions", "untracked"}, or {"error", "line", "ended"}
 
-The operating system bounds each rendering: a signal ends the process after a given processor time, whatever it does,
-and its address space is limited. macOS does not limit the address space, and Windows limits neither:
-there, only the parent's time limit applies. The child ends when its input ends, so it does not outlive the parent.
+`child_worker.py` has the limits.
 """
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import json
-import os
-import signal
-import struct
-import sys
 from collections import OrderedDict
 from datetime import datetime
 from typing import Any
@@ -25,8 +16,16 @@ import jinja2
 
 from glassformer.text.chat.sandbox import FILE_NAME, Sandbox
 from glassformer.text.chat.tracked_text import TrackedText, template_text
+from glassformer.text.child_worker import (
+    TimeLimitError,
+    decode_json,
+    encode_json,
+    serve,
+    set_timers,
+    too_large,
+    too_slow,
+)
 
-HEAD = struct.Struct("<I")
 MAX_TEMPLATES = 8  # compiled templates that are cached
 MAX_OUTPUT = 1_000_000  # characters of output beyond four times the request, which bounds the work of the tokenizer
 
@@ -34,30 +33,6 @@ ROLES = frozenset(
     "system user assistant tool developer function model ipython observation environment tool_response".split()
 )
 """Roles that count as the template's own text, so that a template can make special tokens out of them."""
-
-
-class _TimeLimitError(BaseException):
-    """The time limit is near. Not an Exception, because Jinja handles exceptions in some places."""
-
-
-def encode_json(value: Any) -> bytes:
-    """Return a value as JSON. Lone surrogates are preserved."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
-def decode_json(data: bytes) -> Any:
-    """Return the value of JSON that `encode_json` made."""
-    return json.loads(data.decode("utf-8", "surrogatepass"))
-
-
-def too_slow(cpu_seconds: float) -> str:
-    """Return the message about a rendering that exceeds the time limit."""
-    return f"stopped: it takes more than {cpu_seconds:g} s of processor time"
-
-
-def too_large(memory_bytes: int) -> str:
-    """Return the message about a rendering that exceeds the memory limit."""
-    return f"stopped: it needs more than {memory_bytes >> 20} MB of memory"
 
 
 class Worker:
@@ -74,15 +49,15 @@ class Worker:
     def answer(self, frame: bytes) -> bytes:
         """Render the template of a request within the limits; return the reply."""
         try:
-            _set_timers(self.cpu_seconds)
+            set_timers(self.cpu_seconds)
             return self._answer(frame)
-        except _TimeLimitError as error:
-            _set_timers(0)  # freeing the memory at the end of this block also takes time
+        except TimeLimitError as error:
+            set_timers(0)  # freeing the memory at the end of this block also takes time
             problem, line = too_slow(self.cpu_seconds), _line(error)
         except MemoryError as error:
             problem, line = too_large(self.memory_bytes), _line(error)
         finally:
-            _set_timers(0)
+            set_timers(0)
         return encode_json({"error": problem, "line": line, "ended": True})
 
     def _answer(self, frame: bytes) -> bytes:
@@ -120,18 +95,6 @@ class Worker:
         return encode_json({"text": text, "regions": regions, "untracked": sorted(sandbox.untracked)})
 
 
-def _set_timers(seconds: float) -> None:
-    """Raise _TimeLimitError after 0.8 of this processor time, and end the process after all of it; 0: no limit."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.8 * seconds)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _raise_time_limit(*_: Any) -> None:
-    faulthandler.dump_traceback(all_threads=False)  # for the parent, if the process ends before it replies
-    raise _TimeLimitError
-
-
 def _line(error: BaseException) -> int | None:
     """Return the line of the template at which an error occurred."""
     line, trace = None, error.__traceback__
@@ -143,29 +106,6 @@ def _line(error: BaseException) -> int | None:
     return line
 
 
-def _limit_process(memory_bytes: int) -> None:
-    """Let the operating system bound the memory and handle the time limit; leave other signals to the parent."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGVTALRM, _raise_time_limit)
-        faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)  # writes the lines, then the default: end
-    faulthandler.enable(all_threads=False)  # of a stack overflow, too
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-
-
 def main(cpu_seconds: float, memory_bytes: int) -> None:
     """Answer requests until the input ends."""
-    _limit_process(memory_bytes)
-    worker = Worker(cpu_seconds, memory_bytes)
-    source, target = sys.stdin.buffer, sys.stdout.buffer
-    while len(head := source.read(HEAD.size)) == HEAD.size:
-        reply = worker.answer(source.read(HEAD.unpack(head)[0]))
-        target.write(HEAD.pack(len(reply)) + reply)
-        target.flush()
-    os._exit(0)
+    serve(Worker(cpu_seconds, memory_bytes).answer, memory_bytes)

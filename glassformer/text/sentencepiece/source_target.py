@@ -95,8 +95,8 @@ class SourceTargetTokenizer:
     def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
         return [self.encode_offsets(text, parse_special=parse_special)[0] for text in texts]
 
-    def encode_continuation(self, text: str) -> list[int]:
-        return self.encode([text], parse_special=False)[0]
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encode(texts, parse_special=False)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         raise TokenizerError("SentencePiece models do not define how to join two texts: tokenizer.json is required")

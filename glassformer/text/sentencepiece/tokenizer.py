@@ -101,8 +101,9 @@ class SentencePieceTokenizer:
                 ids.append(token)
         return ids
 
-    def encode_continuation(self, text: str) -> list[int]:
-        return self._encode(text, self._split_plain, {}, continuation=True)
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        cache: dict[str, list[int]] = {}
+        return [self._encode(text, self._split_plain, cache, continuation=True) for text in texts]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         raise TokenizerError("a SentencePiece model does not define how to join two texts: tokenizer.json is required")
