@@ -50,9 +50,7 @@ def random_integers(shape, bits, group_size, *, symmetric=False, ordered=False, 
         zero[0, 0], zero[-1, -1] = 0, top - 1
     scale = (rng.uniform(0.2, 1, (n_out, n_groups)) * magnitude * 4 / top).astype(np.float16)
     group = np.arange(n_in) // size
-    return Integers(
-        rng.integers(0, top, shape), scale, zero, rng.permutation(group) if ordered else group, bits
-    )  # fmt: skip
+    return Integers(rng.integers(0, top, shape), scale, zero, rng.permutation(group) if ordered else group, bits)
 
 
 def words(fields: np.ndarray, bits: int) -> np.ndarray:

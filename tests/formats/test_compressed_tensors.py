@@ -214,23 +214,22 @@ def test_parts_that_do_not_fit_raise(part, change, why, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scale", "why"),
+    ("kind", "dtype", "wrong_shape"),
     [
-        (None, r"x.weight cannot be decoded without x.weight_scale"),
-        (torch.ones(8), r"x.weight_scale must have shape \[8, 1\]: one scale per channel, got \[8\]"),
-        (torch.full((8, 1), torch.inf), r"x.weight_scale has scales that are NaN or infinite"),
+        ("int", torch.int8, r"must have shape \[8, 1\]: one scale per channel, got \[8\]"),
+        ("float", torch.float8_e4m3fn, r"must hold a scale for each block of 1 x 32 .*, so \[8, 1\], got \[8\]"),
     ],
-    ids=str,
+    ids=["int", "float"],
 )
-@pytest.mark.parametrize("layout", ["int-quantized", "float-quantized"])
-def test_scales_of_rows_that_do_not_fit_raise(layout, scale, why, tmp_path):
-    kind, dtype = ("int", torch.int8) if layout == "int-quantized" else ("float", torch.float8_e4m3fn)
-    why = r"x.weight_scale must hold a scale for each block of 1 x 32 .*, so \[8, 1\], got \[8\]" if (
-        kind == "float" and scale is not None and scale.ndim == 1
-    ) else why  # fmt: skip
-    parts = {"weight": torch.zeros(8, 32).to(dtype)} | ({} if scale is None else {"weight_scale": scale})
-    with pytest.raises(CheckpointError, match=why):
-        decode(tmp_path, parts, layout=layout, num_bits=8, type=kind, strategy="channel", group_size=None)
+def test_scales_of_rows_that_do_not_fit_raise(kind, dtype, wrong_shape, tmp_path):
+    weight = {"weight": torch.zeros(8, 32).to(dtype)}
+    options = {"layout": f"{kind}-quantized", "num_bits": 8, "type": kind, "strategy": "channel", "group_size": None}
+    with pytest.raises(CheckpointError, match=r"x.weight cannot be decoded without x.weight_scale"):
+        decode(tmp_path, weight, **options)
+    with pytest.raises(CheckpointError, match=f"x.weight_scale {wrong_shape}"):
+        decode(tmp_path, weight | {"weight_scale": torch.ones(8)}, **options)
+    with pytest.raises(CheckpointError, match=r"x.weight_scale has scales that are NaN or infinite"):
+        decode(tmp_path, weight | {"weight_scale": torch.full((8, 1), torch.inf)}, **options)
 
 
 @pytest.mark.parametrize(
