@@ -61,7 +61,8 @@ def bench(
         `cpu` measures the CPU time of one thread, with `--threads 1`, for a machine that is busy with other work.
     compare
         `llama.cpp`: run the same weights in llama.cpp, interleaved. Needs llama-cpp-python, in this environment or in
-        that of the Python interpreter that GLASSFORMER_LLAMA_CPP names. Other formats are exported to a GGUF file.
+        that of the Python interpreter that GLASSFORMER_LLAMA_CPP names. A model in another format than GGUF is
+        exported in its dtype; quantized matrices must come from a GGUF file.
     """
     import torch
 
@@ -94,7 +95,7 @@ def bench(
         other = None
         if compare:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            other = stack.enter_context(LlamaCpp(_gguf_file(lm, folder), interpreter, threads, clock))
+            other = stack.enter_context(LlamaCpp(gguf_file(lm, folder), interpreter, threads, clock))
             sides[compare] = other.run
         done, memory = [], None
         for work in works:
@@ -144,14 +145,25 @@ def _time_chat(lm: LanguageModel, rounds: int, clock: str) -> dict[str, Any] | N
     return {"prompt_tokens": len(ids), "seconds": seconds[1:]}
 
 
-def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
-    """Return the model's GGUF file; another format is exported to `folder`."""
-    from glassformer.generate.llama_cpp_process import save_without_tokenizer
+def gguf_file(lm: LanguageModel, folder: Path) -> Path:
+    """Return the model's GGUF file; another format is exported to `folder` in the dtype of its matrices.
 
-    path = Path(lm.path)
-    if path.suffix.lower() == ".gguf":
+    Raises:
+        ConfigError: the matrices are quantized, and not by a GGUF file.
+    """
+    from glassformer.generate.llama_cpp_process import NAME, save_without_tokenizer
+
+    path, placement = Path(lm.path), lm.placement
+    assert placement is not None
+    is_gguf = path.suffix.lower() == ".gguf"
+    if placement.quantizes or (placement.packed and not is_gguf):
+        raise ConfigError(
+            f"{NAME} cannot run these quantized matrices: compare a GGUF file, such as one that "
+            "`glassformer convert MODEL model.gguf --to Q4_K_M` makes"
+        )
+    if is_gguf:
         return path
-    save_without_tokenizer(lm.model, folder / "model.gguf", GGUF_KINDS[str(lm.dtype).removeprefix("torch.")])
+    save_without_tokenizer(lm.model, folder / "model.gguf", GGUF_KINDS[str(placement.dtype).removeprefix("torch.")])
     return folder / "model.gguf"
 
 

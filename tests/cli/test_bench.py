@@ -12,6 +12,7 @@ from generate.scripted import make_tokenizer
 from tiny_gguf import gguf_model
 
 from glassformer.cli import main
+from glassformer.cli.bench import gguf_file
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.generate.limits import CLOCKS, measure_limits
 from glassformer.generate.llama_cpp_process import INTERPRETER_VARIABLE, save_without_tokenizer
@@ -135,6 +136,20 @@ def test_no_llama_cpp(capfd, monkeypatch, path):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)  # `find_spec` then finds no package
     error = bench_error(capfd, path, *QUICK, "--compare", "llama.cpp").err
     assert "llama.cpp is not installed: pip install llama-cpp-python, or set GLASSFORMER_LLAMA_CPP" in error
+
+
+def test_both_sides_run_the_same_weights(capfd, lm, path, tmp_path, monkeypatch):
+    """A model in bfloat16 is exported in bfloat16, also if its activations are float32; quantized ones are rejected."""
+    LanguageModel(copy.deepcopy(lm.model).bfloat16(), lm.tokenizer).save(tmp_path / "model")
+    for dtype, kind in (("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32")):
+        found = LanguageModel.load(tmp_path / "model", device="cpu", dtype=dtype)
+        tensors = gguf.GGUFReader(gguf_file(found, tmp_path)).tensors
+        assert {t.tensor_type.name for t in tensors if len(t.shape) > 1} == {kind}
+    assert gguf_file(LanguageModel.load(path), tmp_path) == path
+    monkeypatch.setenv(INTERPRETER_VARIABLE, sys.executable)
+    for model in (path, tmp_path / "model"):
+        error = bench_error(capfd, model, *QUICK, "--compare", "llama.cpp", "--quantize", "int8").err
+        assert "llama.cpp cannot run these quantized matrices: compare a GGUF file" in error
 
 
 def test_runs_generate_the_same_tokens(lm):
