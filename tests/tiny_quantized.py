@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 
-from glassformer.formats import save_model
+from glassformer.formats import load_decoder, save_model
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 SIZES = {"d_model": 128} | {
@@ -147,3 +147,22 @@ def save_quantized(folder, family: str, settings: dict, make: Make) -> tuple[dic
     (folder / "config.json").write_text(json.dumps(raw))
     save_file(tensors, folder / "model.safetensors")
     return plain, tensors
+
+
+def load_changed(saved, folder, changes, settings=None, **options):
+    """Load a changed copy of a model that `save_quantized` saved.
+
+    Args:
+        saved: its folder and the file's tensors.
+        folder: where the copy is saved.
+        changes: tensors by name; None removes one.
+        settings: keys of the `quantization_config` that replace others.
+        options: of `load_decoder`.
+    """
+    source, tensors = saved
+    raw = json.loads((source / "config.json").read_text())
+    raw["quantization_config"] |= settings or {}
+    (folder / "config.json").write_text(json.dumps(raw))
+    kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
+    save_file(kept, folder / "model.safetensors")
+    return load_decoder(folder, **options)

@@ -1,13 +1,11 @@
 """compressed-tensors: decoding against loops over the definition, complete models, and parts that do not fit."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run
-from tiny_quantized import int8_parts, packed_parts, random_integers, save_quantized
+from tiny_quantized import int8_parts, load_changed, packed_parts, random_integers, save_quantized
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
@@ -159,17 +157,6 @@ def folder(tmp_path_factory):
 NAME = "model.layers.1.self_attn.o_proj"
 
 
-def load_changed(folder, tmp_path, changes, stated=None):
-    """Load the model with tensors changed (None: removed) or settings changed."""
-    source, tensors = folder
-    raw = json.loads((source / "config.json").read_text())
-    raw["quantization_config"] = stated or raw["quantization_config"]
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
-    save_file(kept, tmp_path / "model.safetensors")
-    return load_decoder(tmp_path)
-
-
 def test_matrices_of_two_schemes(folder, tmp_path):
     """Each matrix has the scheme of its group; its shapes show which."""
     stated = settings(symmetric=False)
@@ -181,7 +168,7 @@ def test_matrices_of_two_schemes(folder, tmp_path):
     weight = model.blocks[1].attn.o.weight.detach().double().numpy()
     np.testing.assert_array_equal(weight, matrix.weight)
     with pytest.raises(CheckpointError, match=r"o_proj is stored as float-quantized, but config.json states only pack"):
-        load_changed(folder, tmp_path, {f"{NAME}.{part}": None for part in (*parts, "weight_zero_point")} | {
+        load_changed(folder, tmp_path, {
             f"{NAME}.weight_packed": None, f"{NAME}.weight_shape": None, f"{NAME}.weight_zero_point": None,
             f"{NAME}.weight": torch.zeros(128, 128, dtype=torch.float8_e4m3fn),
             f"{NAME}.weight_scale": torch.ones(128, 1),
