@@ -42,7 +42,6 @@ def bench(
     """Measure the speed of decoding and prefill, and its share of this machine's limits.
 
     Decoding is bound by the rate of memory reads, prefill by that of matrix products. Both are measured with PyTorch.
-    A share is computed for the weights as the checkpoint stores them, also with --quantize and --dtype.
 
     Parameters
     ----------
