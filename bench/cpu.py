@@ -6,7 +6,7 @@
                         [--rounds 3] [--threads 2] [--clock cpu] [--json]
 
 Writes a model with random weights once per size and format, as a GGUF file in --folder, which Glassformer and llama.cpp
-run; transformers runs the same weights in float32 and bfloat16. All take turns within one run: see
+run; transformers runs the same weights in float32 and bfloat16. All are interleaved in one run: see
 `glassformer/generate/speed.py`. Decoding starts after a prompt of 32 tokens, the prefill ends with the first token. A
 share is that of the measured rate of memory reads (decoding) or of float32 matrix products (prefill), for the weights
 as the file stores them. Calls and barriers are those of the native kernels per forward pass.
@@ -36,8 +36,14 @@ from glassformer.families.common.shape import ShapeConfig
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.save import GgufKind, save_model
 from glassformer.generate.limits import CLOCKS, Limits, measure_limits, resident_bytes
-from glassformer.generate.llama_cpp_process import NAME, VARIABLE, LlamaCpp, export, find_interpreter
-from glassformer.generate.speed import OURS, ModelSize, Run, Timing, Workload, measure, report, run_of
+from glassformer.generate.llama_cpp_process import (
+    INTERPRETER_VARIABLE,
+    NAME,
+    LlamaCpp,
+    find_interpreter,
+    save_without_tokenizer,
+)
+from glassformer.generate.speed import OURS, ModelSize, Run, Timing, Workload, measure, our_run, report
 from glassformer.kernels.cpu import NOTABLE_FEATURES, cpu_features, cpu_name
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
@@ -74,7 +80,7 @@ def gguf_file(name: str, kind: GgufKind, args: argparse.Namespace) -> Path:
     if path.exists():
         return path
     print(f"writing {path}", file=sys.stderr)
-    export(random_model(MODELS[name]), path, kind)
+    save_without_tokenizer(random_model(MODELS[name]), path, kind)
     return path
 
 
@@ -114,7 +120,7 @@ def measure_file(name: str, kind: GgufKind, args: argparse.Namespace) -> list[di
     lm = LanguageModel.load(path)
     facts = {"model": name, "format": kind, "file": path.stat().st_size, "load_seconds": time.perf_counter() - begin}
     facts["choices"] = {choice.what: choice.value for choice in lm.choices}
-    sides: dict[str, Run] = {OURS: run_of(lm.model, args.clock)}
+    sides: dict[str, Run] = {OURS: our_run(lm.model, args.clock)}
     with ExitStack() as stack:
         other = None
         if args.interpreter:
@@ -122,7 +128,7 @@ def measure_file(name: str, kind: GgufKind, args: argparse.Namespace) -> list[di
             sides[NAME] = other.run
             facts[NAME] = {"version": other.version, "system": other.system}
         for key in args.work:
-            run_of(lm.model)(WORKS[key].prompts(lm.config.vocab_size), 1)
+            our_run(lm.model)(WORKS[key].prompts(lm.config.vocab_size), 1)
             memory = (resident_bytes() or 0) - before
             if kind in HF_DTYPES and args.transformers and "transformers" not in sides:
                 sides["transformers"] = hf_run(name, HF_DTYPES[kind], args)
@@ -168,7 +174,7 @@ def main() -> None:
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu measures one thread: add --threads 1")
     try:
-        args.interpreter = find_interpreter(os.environ.get(VARIABLE))
+        args.interpreter = find_interpreter(os.environ.get(INTERPRETER_VARIABLE))
     except ConfigError as error:
         print(f"without {NAME}: {error}", file=sys.stderr)
         args.interpreter = ""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 
-from glassformer.formats import save_model
+from glassformer.formats import load_decoder, save_model
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 SIZES = {"d_model": 128} | {
@@ -50,9 +50,7 @@ def random_integers(shape, bits, group_size, *, symmetric=False, ordered=False, 
         zero[0, 0], zero[-1, -1] = 0, top - 1
     scale = (rng.uniform(0.2, 1, (n_out, n_groups)) * magnitude * 4 / top).astype(np.float16)
     group = np.arange(n_in) // size
-    return Integers(
-        rng.integers(0, top, shape), scale, zero, rng.permutation(group) if ordered else group, bits
-    )  # fmt: skip
+    return Integers(rng.integers(0, top, shape), scale, zero, rng.permutation(group) if ordered else group, bits)
 
 
 def words(fields: np.ndarray, bits: int) -> np.ndarray:
@@ -149,3 +147,22 @@ def save_quantized(folder, family: str, settings: dict, make: Make) -> tuple[dic
     (folder / "config.json").write_text(json.dumps(raw))
     save_file(tensors, folder / "model.safetensors")
     return plain, tensors
+
+
+def load_changed(saved, folder, changes, settings=None, **options):
+    """Load a changed copy of a model that `save_quantized` saved.
+
+    Args:
+        saved: its folder and the file's tensors.
+        folder: where the copy is saved.
+        changes: tensors by name; None removes one.
+        settings: keys of the `quantization_config` that replace others.
+        options: of `load_decoder`.
+    """
+    source, tensors = saved
+    raw = json.loads((source / "config.json").read_text())
+    raw["quantization_config"] |= settings or {}
+    (folder / "config.json").write_text(json.dumps(raw))
+    kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
+    save_file(kept, folder / "model.safetensors")
+    return load_decoder(folder, **options)

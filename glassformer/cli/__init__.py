@@ -43,7 +43,7 @@ VERBS = {
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
 }
 
-USAGE = {  # of the verbs with arguments that may be left out, which generated usage lines do not name
+USAGE = {  # of verbs with optional positional arguments, which generated usage lines omit
     "train": "--out PATH [OPTIONS] DATA...",
     "generate": "[OPTIONS] MODEL [PROMPT]",
     "serve": "[OPTIONS] MODEL...",
@@ -52,7 +52,7 @@ USAGE = {  # of the verbs with arguments that may be left out, which generated u
     "eval": "[OPTIONS] MODEL DATA...",
 }
 CONFIG_HELP = (
-    "`--config FILE.toml` reads options of a verb from a file, such as `steps = 500`; those given here override them."
+    "`--config FILE.toml` reads options from a file, such as `steps = 500`; those on the command line override them."
 )
 
 app = App(
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         app.config = _config_file(tokens)
         app(_bind_dashes(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
     except GlassformerError as error:
-        _fail(_with_options(str(error), _arguments(tokens)), 1)
+        _fail(_with_option_names(str(error), _arguments(tokens)), 1)
     except CycloptsError:
         sys.exit(2)
     except KeyboardInterrupt:
@@ -150,10 +150,10 @@ def _arguments(tokens: list[str]) -> ArgumentCollection:
         return ArgumentCollection()
 
 
-def _with_options(message: str, arguments: ArgumentCollection) -> str:
-    """Return an error message with options in place of the parameters that it names: --max-tokens for max_tokens.
+def _with_option_names(message: str, arguments: ArgumentCollection) -> str:
+    """Replace the names of parameters in an error message by those of options: max_tokens by --max-tokens.
 
-    Names of one word are replaced at the start only: elsewhere they are also words.
+    A name without an underscore is replaced at the start only: elsewhere it may be an ordinary word.
     """
     options = {
         name.removeprefix("--").replace("-", "_"): name
@@ -163,11 +163,11 @@ def _with_options(message: str, arguments: ArgumentCollection) -> str:
         if name.startswith("--")
     }
 
-    def spelled(match: re.Match[str]) -> str:
+    def option_name(match: re.Match[str]) -> str:
         word = match[0]
         return options.get(word, word) if "_" in word or match.start() == 0 else word
 
-    return re.sub(r"(?<![\w./'\"-])[a-z][\w.]*\b(?![/'\"(=])", spelled, message)
+    return re.sub(r"(?<![\w./'\"-])[a-z][\w.]*\b(?![/'\"(=])", option_name, message)
 
 
 def _fail(message: str, status: int) -> None:

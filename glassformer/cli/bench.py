@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from glassformer.formats.save import GgufKind
     from glassformer.models.language_model import LanguageModel
 
-CHAT_TOKENS = 200  # of the prompt whose answer's first token is timed
-FILE_KINDS: dict[str, GgufKind] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CHAT_TOKENS = 200  # the least length of the chat prompt for the time to the first token
+GGUF_KINDS: dict[str, GgufKind] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def bench(
@@ -41,35 +41,36 @@ def bench(
 ) -> None:
     """Measure the speed of decoding and prefill, and its share of this machine's limits.
 
-    Decoding is bound by the rate of memory reads, prefill by that of matrix products. Both are measured with torch.
+    Decoding is bound by the rate of memory reads, prefill by that of matrix products. Both are measured with PyTorch.
 
     Parameters
     ----------
     model
         A decoder-only model: a model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     batch
-        Sequences that are decoded at a time; may be repeated.
+        Sequences to decode at a time. Repeat the option for several sizes.
     prefill
-        Tokens of a prompt; may be repeated. Lengths beyond the context are omitted.
+        Tokens of a prompt. Repeat the option for several lengths; those beyond the context are omitted.
     prompt_tokens
-        Tokens of the prompts before decoding.
+        Tokens of each prompt before decoding.
     new_tokens
-        Tokens to decode.
+        Tokens to decode per sequence.
     rounds
         Rounds; medians are reported.
     clock
         `cpu` measures the CPU time of one thread, with `--threads 1`, for a machine that is busy with other work.
     compare
         `llama.cpp`: run the same weights in llama.cpp, interleaved. Needs llama-cpp-python, in this environment or in
-        that of the Python interpreter that GLASSFORMER_LLAMA_CPP names. Other formats are exported to a GGUF file.
+        that of the Python interpreter that GLASSFORMER_LLAMA_CPP names. A model in another format than GGUF is
+        exported in its dtype; quantized matrices must come from a GGUF file.
     """
     import torch
 
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.generate.limits import measure_limits, resident_bytes
-    from glassformer.generate.llama_cpp_process import VARIABLE, LlamaCpp, find_interpreter
+    from glassformer.generate.llama_cpp_process import INTERPRETER_VARIABLE, LlamaCpp, find_interpreter
     from glassformer.generate.sampling import check_number
-    from glassformer.generate.speed import OURS, ModelSize, Run, measure, report, run_of, workloads
+    from glassformer.generate.speed import OURS, ModelSize, Run, measure, our_run, report, workloads
     from glassformer.kernels.cpu import NOTABLE_FEATURES, cpu_features, cpu_name
     from glassformer.models.language_model import LanguageModel
 
@@ -79,7 +80,7 @@ def bench(
     ):  # fmt: skip
         for value in values:
             check_number(name, value, least, 1 << 20)
-    interpreter = find_interpreter(os.environ.get(VARIABLE)) if compare else ""
+    interpreter = find_interpreter(os.environ.get(INTERPRETER_VARIABLE)) if compare else ""
     before = resident_bytes()
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     context = lm.config.context_length
@@ -90,11 +91,11 @@ def bench(
     if clock == "cpu" and (threads != 1 or lm.device.type != "cpu"):
         raise ConfigError(f"--clock cpu measures one CPU thread, got {threads} on {lm.device}: add --threads 1")
     with ExitStack() as stack, progress(quiet=json) as tick:
-        sides: dict[str, Run] = {OURS: run_of(lm.model, clock)}
+        sides: dict[str, Run] = {OURS: our_run(lm.model, clock)}
         other = None
         if compare:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            other = stack.enter_context(LlamaCpp(_gguf_file(lm, folder), interpreter, threads, clock))
+            other = stack.enter_context(LlamaCpp(gguf_file(lm, folder), interpreter, threads, clock))
             sides[compare] = other.run
         done, memory = [], None
         for work in works:
@@ -117,7 +118,7 @@ def bench(
         "memory": {OURS: memory} | ({} if other is None else {str(compare): other.memory}),
         "compare": None if other is None else {"name": compare, "version": other.version, "system": other.system},
         "rounds": rounds,
-        "works": [report(measurement, limits, size) for measurement in done],
+        "workloads": [report(measurement, limits, size) for measurement in done],
         "chat": chat,
     }
     if json:
@@ -144,14 +145,25 @@ def _time_chat(lm: LanguageModel, rounds: int, clock: str) -> dict[str, Any] | N
     return {"prompt_tokens": len(ids), "seconds": seconds[1:]}
 
 
-def _gguf_file(lm: LanguageModel, folder: Path) -> Path:
-    """Return the model's GGUF file; another format is exported to `folder`."""
-    from glassformer.generate.llama_cpp_process import export
+def gguf_file(lm: LanguageModel, folder: Path) -> Path:
+    """Return the model's GGUF file; another format is exported to `folder` in the dtype of its matrices.
 
-    path = Path(lm.path)
-    if path.suffix.lower() == ".gguf":
+    Raises:
+        ConfigError: the matrices are quantized, and not by a GGUF file.
+    """
+    from glassformer.generate.llama_cpp_process import NAME, save_without_tokenizer
+
+    path, placement = Path(lm.path), lm.placement
+    assert placement is not None
+    is_gguf = path.suffix.lower() == ".gguf"
+    if placement.quantizes or (placement.packed and not is_gguf):
+        raise ConfigError(
+            f"{NAME} cannot run these quantized matrices: compare a GGUF file, such as one that "
+            "`glassformer convert MODEL model.gguf --to Q4_K_M` makes"
+        )
+    if is_gguf:
         return path
-    export(lm.model, folder / "model.gguf", FILE_KINDS[str(lm.dtype).removeprefix("torch.")])
+    save_without_tokenizer(lm.model, folder / "model.gguf", GGUF_KINDS[str(placement.dtype).removeprefix("torch.")])
     return folder / "model.gguf"
 
 
@@ -168,7 +180,7 @@ def _print(facts: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "tokens/s", "share of limit", *(head for name in others for head in (name, "share", "ratio"))):
         table.add_column(column, justify="right" if column else "left")
-    for work in facts["works"]:
+    for work in facts["workloads"]:
         ours, *rest = work["sides"].values()
         cells = [f"{ours['tokens_per_second']:,.1f}", f"{_percent(ours['share'])} of {work['bound']}"]
         for side in rest:
@@ -176,17 +188,17 @@ def _print(facts: dict[str, Any]) -> None:
             cells += [f"{side['tokens_per_second']:,.1f}", _percent(side["share"]), ratio]
         table.add_row(work["name"], *cells)
     out.print(table)
-    native = facts["works"][0]["sides"][OURS].get("native")
+    native = facts["workloads"][0]["sides"][OURS].get("native")
     if native and native["calls"]:
         counts = ", ".join(f"{count:,.0f} {name}" for name, count in native.items())
-        out.print(f"native kernels per forward pass of {facts['works'][0]['name']}: {counts}")
+        out.print(f"native kernels per forward pass of {facts['workloads'][0]['name']}: {counts}")
     if chat := facts["chat"]:
-        middle = statistics.median(chat["seconds"])
-        out.print(f"first token of an answer to {chat['prompt_tokens']} tokens of a chat: {middle:.2f} s")
+        median = statistics.median(chat["seconds"])
+        out.print(f"time to first token after a chat prompt of {chat['prompt_tokens']} tokens: {median:.2f} s")
     limits = facts["limits"]
     out.print(
         f"limits: memory {limits['memory_rate'] / 1e9:,.1f} GB/s, matrix {limits['matrix_rate'] / 1e9:,.0f} GFLOP/s, "
-        "measured just now",
+        "measured after the workloads",
         style="dim",
     )
     memory = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in facts["memory"].items() if size)

@@ -44,7 +44,7 @@ class Machine:
     dtype: str = "auto"
     "auto, float32, bfloat16 or float16"
     quantize: Literal["int8", "int4"] | None = None
-    "Quantize the matrices of a model of floats at load, for a CPU."
+    "Quantize the matrices of an unquantized model at load, for a CPU."
     threads: int = 0
     "CPU threads; 0 is all cores"
     offline: Annotated[bool, Parameter(negative="")] = False

@@ -41,7 +41,7 @@ def convert(
         Any MODEL: a folder, a run, a file, or a name on the hub.
     to
         The data type of the stored weights; auto keeps that of SRC. Q8_0, Q6_K, Q4_K_M and Q4_0 are only for GGUF:
-        about 8.5, 6.6, 4.9 and 4.5 bits per weight. Rows that are no multiple of a type's block get another type.
+        about 8.5, 6.6, 4.9 and 4.5 bits per weight. A matrix whose rows do not fit the blocks gets another type.
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
@@ -89,8 +89,8 @@ def convert(
         say(f"left out, because GGUF cannot store it: {', '.join(left_out)}")
     if other_types:
         types, first = ", ".join(sorted(set(other_types.values()))), next(iter(other_types))
-        why = f"their rows do not fit its blocks, such as those of {first}"
-        say(f"stored as {types} instead of {to}: {len(other_types)} matrices, because {why}")
+        where = f"{len(other_types)}, the first is {first}"
+        say(f"matrices stored as {types} because their rows do not fit the blocks of {to}: {where}")
     for name, size in sizes.items():
         say(f"{name}: {size:,} bytes")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-MATRIX = 2048  # rows and columns of the measured weights
-ROWS = 256  # rows of its other factor: the tokens of a prompt
+WIDTH = 2048  # rows and columns of the weight matrix
+N_TOKENS = 256  # rows of its input, as in the prefill of a prompt
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Limits:
     matrix_rate: float
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of one thread, on a busy machine
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: adds the time of all threads, so use one
 
 
 def measure_limits(device: torch.device, clock: str = "wall") -> Limits:
@@ -40,8 +40,8 @@ def memory_rate(device: torch.device, clock: str = "wall", size: int = 1 << 28, 
 
 def matrix_rate(device: torch.device, clock: str = "wall", rounds: int = 7) -> float:
     """Return the floating-point operations per second of x W^T in float32; the best of `rounds`."""
-    x, w = torch.randn(ROWS, MATRIX, device=device), torch.randn(MATRIX, MATRIX, device=device)
-    return 2.0 * ROWS * MATRIX * MATRIX / min(_seconds(lambda: x @ w.T, device, clock) for _ in range(rounds))
+    x, w = torch.randn(N_TOKENS, WIDTH, device=device), torch.randn(WIDTH, WIDTH, device=device)
+    return 2.0 * N_TOKENS * WIDTH * WIDTH / min(_seconds(lambda: x @ w.T, device, clock) for _ in range(rounds))
 
 
 def resident_bytes() -> int | None:

@@ -14,11 +14,11 @@ import time
 import llama_cpp as lib  # pyright: ignore[reportMissingImports], of another environment
 import numpy as np
 
-UNIT = 256  # a context is a multiple of it
+CONTEXT_MULTIPLE = 256  # llama.cpp rounds the context of a sequence up to a multiple of it
 
 
 def resident_bytes():
-    """Return what `limits.resident_bytes` returns, or 0; this interpreter need not have Glassformer."""
+    """Return the bytes of this process in memory, or 0. (This interpreter need not have Glassformer's function.)"""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
@@ -27,7 +27,7 @@ def resident_bytes():
 
 
 class Runner:
-    """A model with a context for the prompts of the last request; another shape of prompts gets a new one."""
+    """A model, and a context for the number and length of the last prompts, which is replaced when they change."""
 
     def __init__(self, path, threads, clock):
         lib.llama_backend_init()
@@ -38,7 +38,7 @@ class Runner:
             sys.exit(f"llama.cpp cannot load {path}")
         self.vocab_size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
 
-    def open(self, sequences, tokens):
+    def open_context(self, sequences, tokens):
         """Make a context for `sequences` sequences of `tokens` tokens."""
         if self.shape == (sequences, tokens):
             return
@@ -46,7 +46,7 @@ class Runner:
             lib.llama_batch_free(self.batch)
             lib.llama_free(self.context)
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx = sequences * -(-tokens // UNIT) * UNIT
+        parameters.n_ctx = sequences * -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
         parameters.n_batch = max(parameters.n_batch, sequences * tokens)
         parameters.n_seq_max = sequences
         parameters.n_threads = parameters.n_threads_batch = self.threads
@@ -56,10 +56,10 @@ class Runner:
         self.batch = lib.llama_batch_init(parameters.n_batch, 0, 1)
         self.shape = (sequences, tokens)
 
-    def decode(self, rows, position):
-        """Process `rows`, token ids per sequence, from `position` on; return the most likely next ids."""
+    def decode(self, sequences, position):
+        """Process the token ids of each sequence, from `position` on; return the most likely next ids."""
         i, last = 0, []
-        for sequence, ids in enumerate(rows):
+        for sequence, ids in enumerate(sequences):
             for j, token in enumerate(ids):
                 self.batch.token[i], self.batch.pos[i] = token, position + j
                 self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
@@ -69,11 +69,12 @@ class Runner:
         self.batch.n_tokens = i
         if status := lib.llama_decode(self.context, self.batch):
             sys.exit(f"llama_decode returned {status}")
-        rows = [lib.llama_get_logits_ith(self.context, at) for at in last]
-        return [int(np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()) for row in rows]
+        logits = [lib.llama_get_logits_ith(self.context, at) for at in last]
+        return [int(np.ctypeslib.as_array(one, (self.vocab_size,)).argmax()) for one in logits]
 
     def run(self, prompts, new_tokens):
-        self.open(len(prompts), len(prompts[0]) + new_tokens)
+        """Generate greedily, and return the answer. Prefill, in seconds, ends with the first token of each prompt."""
+        self.open_context(len(prompts), len(prompts[0]) + new_tokens)
         lib.llama_memory_clear(lib.llama_get_memory(self.context), False)
         now = time.process_time if self.clock == "cpu" else time.perf_counter
         begin = now()

@@ -1,4 +1,4 @@
-"""llama.cpp as another implementation in benchmarks: a child process with llama-cpp-python runs the same GGUF file."""
+"""Run a GGUF file in llama.cpp, for benchmarks: in a child process with llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glassformer.generate.speed import Timing
 from glassformer.nn.model import Decoder
 
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
-VARIABLE = "GLASSFORMER_LLAMA_CPP"
+INTERPRETER_VARIABLE = "GLASSFORMER_LLAMA_CPP"
 NAME = "llama.cpp"
 
 
@@ -33,18 +33,20 @@ def find_interpreter(requested: str | None) -> str:
     if requested:
         found = shutil.which(requested)
         if found is None:
-            raise ConfigError(f"{VARIABLE} is {requested!r}, which is not a program: give a Python interpreter")
+            raise ConfigError(
+                f"{INTERPRETER_VARIABLE} is {requested!r}, which is not a program: give a Python interpreter"
+            )
         return found
     if find_spec("llama_cpp") is None:
         raise ConfigError(
-            f"{NAME} is not installed: pip install llama-cpp-python, or set {VARIABLE} to the Python interpreter of an "
-            "environment that has it"
+            f"{NAME} is not installed: pip install llama-cpp-python, or set {INTERPRETER_VARIABLE} to the "
+            "Python interpreter of an environment that has it"
         )
     return sys.executable
 
 
-def export(model: Decoder, path: Path, kind: GgufKind) -> None:
-    """Save a model without its tokenizer, which llama.cpp then does not need. Errors: those of `save_gguf`."""
+def save_without_tokenizer(model: Decoder, path: Path, kind: GgufKind) -> None:
+    """Save a GGUF file that states only the size of the vocabulary. Errors: those of `save_gguf`."""
     architecture = write_metadata(model.config).architecture
     size = {f"{architecture}.vocab_size": model.config.vocab_size}
     save_gguf(model, path, kind, extra={"tokenizer.ggml.model": "no_vocab", **size})
@@ -100,7 +102,9 @@ class LlamaCpp:
         self.errors.seek(0)
         lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line.strip()]
         if any("No module named 'llama_cpp'" in line for line in lines):
-            return ConfigError(f"{self.interpreter} has no llama-cpp-python: set {VARIABLE} to a Python that has it")
+            return ConfigError(
+                f"{self.interpreter} has no llama-cpp-python: set {INTERPRETER_VARIABLE} to a Python that has it"
+            )
         last = "; ".join(lines[-2:]) or f"exit status {self.process.returncode}"
         return CheckpointError(f"{NAME} cannot run {self.path}: {last}")
 

@@ -57,10 +57,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Timing:
-    """One run: the seconds until the first token of every sequence, those of the others, and all generated ids.
+    """One run of a workload.
 
-    native: what the native kernels ran per forward pass of decoding, or in the prefill if nothing was decoded; None for
-    other implementations.
+    prefill: the seconds until every sequence has its first token. decode: the seconds of all later tokens. ids: the
+    generated ids of each sequence. native: what the native kernels ran per forward pass of decoding, or in the prefill
+    if nothing was decoded; None for other implementations.
     """
 
     prefill: float
@@ -76,7 +77,8 @@ Run = Callable[[list[list[int]], int], Timing]  # (prompts, tokens to decode aft
 class Measurement:
     """The seconds of each implementation in each round.
 
-    equal_tokens: how many tokens of each equal ours, before the first that differs. native: of ours, see `Timing`.
+    equal_tokens: for each other implementation, how many tokens equal ours before the first that differs, over all
+    sequences. native: that of our last `Timing`.
     """
 
     workload: Workload
@@ -99,7 +101,7 @@ def workloads(
 ) -> list[Workload]:
     """Return the workloads that fit a context: decoding at each batch size, then the prefill of each length.
 
-    If no length fits, the longest prefill that does.
+    If no prefill fits, it is replaced by the longest that does.
     """
     decoding = [
         Workload("decode" if n == 1 else f"decode, batch {n}", prompt_tokens, new_tokens, n)
@@ -151,33 +153,33 @@ def _equal_tokens(ours: list[list[int]], theirs: list[list[int]]) -> int:
     return total
 
 
-def run_of(model: Decoder, clock: str = "wall") -> Run:
-    """Return our implementation: `decode` at temperature 0, as `generate` runs it, without a tokenizer."""
+def our_run(model: Decoder, clock: str = "wall") -> Run:
+    """Return a function that runs a model in `decode`, as `generate` does: at temperature 0, without a tokenizer."""
     now = CLOCKS[clock]
 
     def run(prompts: list[list[int]], new_tokens: int) -> Timing:
         request = GenerationRequest(prompts, max_tokens=new_tokens + 1, sampling=Sampling(temperature=0.0))
         ids: list[list[int]] = [[] for _ in prompts]
         begin = now()
-        first, ran, prefilled = begin, counters(), counters()
+        first, at_begin, at_first = begin, counters(), counters()
         for event in decode(model, request):
             if not ids[-1]:  # until the last sequence has its first token
-                first, prefilled = now(), counters()
+                first, at_first = now(), counters()
             assert event.id is not None
             ids[event.sequence].append(event.id)
-        decoded, all_ran = now() - first, counters()
-        native = all_ran.since(prefilled, new_tokens) if new_tokens else prefilled.since(ran)
-        return Timing(first - begin, decoded, ids, native)
+        end = now()
+        native = counters().since(at_first, new_tokens) if new_tokens else at_first.since(at_begin)
+        return Timing(first - begin, end - first, ids, native)
 
     return run
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a forward pass must read and compute, of weights as the checkpoint stores them.
+    """The weights that a forward pass reads and multiplies, as the checkpoint stores them.
 
-    weight_bytes: of all matrices that every step reads; a table of which it reads some rows is not counted.
-    block_parameters: of the matrices that process every token of a prompt.
+    weight_bytes: of all parameters that each decode step reads; embedding and position tables, of which it reads a few
+    rows, are not counted. block_parameters: of the matrices of the blocks, which multiply every token of a prompt.
     """
 
     config: ModelConfig

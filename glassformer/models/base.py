@@ -91,8 +91,8 @@ class TextModel(ModelViews, ABC):
                 model, or `owner/name[@revision]` on the Hugging Face hub.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             dtype: "auto", "float32", "bfloat16" or "float16". With "auto", a CPU runs quantized matrices as they are
-                stored where it has kernels for them; a name decodes them.
-            quantize: "int8" or "int4" quantizes the matrices of a model of floats at load, for a CPU: see
+                stored if it has kernels for them; any other value decodes them.
+            quantize: "int8" or "int4" quantizes the matrices of an unquantized model at load, for a CPU: see
                 `kernels/quantize.py`. `quantization` then has the error of each matrix.
             ignore_keys: keys of config.json that the model family does not know and that do not matter.
             offline: use no network; a hub model must have been downloaded before.
@@ -283,8 +283,8 @@ class TextModel(ModelViews, ABC):
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16", *, progress: Progress | None = None) -> None:
         """Save the model and its tokenizer as one GGUF file; `kind` is the type of its matrices.
 
-        Warns of the parts of the tokenizer that GGUF cannot store. progress: called with the weights stored so far, and
-        all of them.
+        Warns of the parts of the tokenizer that GGUF cannot store. progress: called with the number of weights
+        stored so far, and of all weights.
 
         Raises:
             ConfigError, TokenizerError: GGUF cannot express the model or its tokenizer.

@@ -28,9 +28,9 @@ TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Le
 
 
 class _DrainingTransport:
-    """A connection's transport. While a part of the request is missing, `close` ends the sending side only.
+    """A connection's transport, whose `close` ends the sending side only while a part of the request is missing.
 
-    draining: whether this is so; what the client sends is then dropped until it closes the connection.
+    draining: whether `close` did so. Data of the client is then dropped until the client closes the connection.
     """
 
     def __init__(self, transport: asyncio.Transport, conn: h11.Connection):

@@ -1,8 +1,9 @@
-"""`glassformer bench`: its JSON, the sizes behind its shares, and llama.cpp's absence."""
+"""`glassformer bench`: its output, the sizes behind its shares, and errors without llama.cpp."""
 
 import copy
 import json
 import sys
+from importlib.util import find_spec
 
 import gguf
 import pytest
@@ -11,10 +12,11 @@ from generate.scripted import make_tokenizer
 from tiny_gguf import gguf_model
 
 from glassformer.cli import main
+from glassformer.cli.bench import gguf_file
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.generate.limits import CLOCKS, measure_limits
-from glassformer.generate.llama_cpp_process import VARIABLE, export
-from glassformer.generate.speed import OURS, Measurement, ModelSize, Timing, Workload, measure, run_of, workloads
+from glassformer.generate.llama_cpp_process import INTERPRETER_VARIABLE, save_without_tokenizer
+from glassformer.generate.speed import OURS, Measurement, ModelSize, Timing, Workload, measure, our_run, workloads
 from glassformer.kernels.native.library import load_library
 from glassformer.kernels.native.ops import linear
 from glassformer.models.language_model import LanguageModel
@@ -52,9 +54,9 @@ def bench_error(capfd, *arguments, status=1):
 
 def test_json(capfd, path):
     found = json.loads(bench(capfd, path, *QUICK, "--batch", 1, "--batch", 3, "--prefill", 7, "--json"))
-    assert [work["name"] for work in found["works"]] == ["decode", "decode, batch 3", "prefill 7"]
-    assert [work["bound"] for work in found["works"]] == ["memory", "memory", "matrix"]
-    for work, tokens in zip(found["works"], (4, 12, 7), strict=True):
+    assert [work["name"] for work in found["workloads"]] == ["decode", "decode, batch 3", "prefill 7"]
+    assert [work["bound"] for work in found["workloads"]] == ["memory", "memory", "matrix"]
+    for work, tokens in zip(found["workloads"], (4, 12, 7), strict=True):
         side = work["sides"][OURS]
         assert len(side["seconds"]) == 2
         low, high = sorted(tokens / seconds for seconds in side["seconds"])
@@ -71,7 +73,7 @@ def test_json(capfd, path):
 
 def test_text(capfd, path):
     shown = bench(capfd, path, *QUICK, "--batch", 2, "--prefill", 6)
-    for part in ("decode, batch 2", "prefill 6", "% of memory", "% of matrix", "GB/s", "first token of an answer"):
+    for part in ("decode, batch 2", "prefill 6", "% of memory", "% of matrix", "GB/s", "time to first token"):
         assert part in shown
 
 
@@ -114,12 +116,15 @@ def test_unknown_program(capfd, path):
     ("interpreter", "what"),
     [
         ("no-such-python", "GLASSFORMER_LLAMA_CPP is 'no-such-python', which is not a program"),
-        (sys.executable, "has no llama-cpp-python: set GLASSFORMER_LLAMA_CPP"),
+        pytest.param(
+            sys.executable, "has no llama-cpp-python: set GLASSFORMER_LLAMA_CPP",
+            marks=pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed"),
+        ),
         ("false", "llama.cpp cannot run"),
     ],
-)
+)  # fmt: skip
 def test_interpreter_without_llama_cpp(capfd, monkeypatch, path, interpreter, what):
-    monkeypatch.setenv(VARIABLE, interpreter)
+    monkeypatch.setenv(INTERPRETER_VARIABLE, interpreter)
     found = bench_error(capfd, path, *QUICK, "--compare", "llama.cpp", "--json")
     assert what in found.err
     assert "Traceback" not in found.err
@@ -127,15 +132,30 @@ def test_interpreter_without_llama_cpp(capfd, monkeypatch, path, interpreter, wh
 
 
 def test_no_llama_cpp(capfd, monkeypatch, path):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(INTERPRETER_VARIABLE, raising=False)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # `find_spec` then finds no package
     error = bench_error(capfd, path, *QUICK, "--compare", "llama.cpp").err
     assert "llama.cpp is not installed: pip install llama-cpp-python, or set GLASSFORMER_LLAMA_CPP" in error
+
+
+def test_both_sides_run_the_same_weights(capfd, lm, path, tmp_path, monkeypatch):
+    """A model in bfloat16 is exported in bfloat16, also if its activations are float32; quantized ones are rejected."""
+    LanguageModel(copy.deepcopy(lm.model).bfloat16(), lm.tokenizer).save(tmp_path / "model")
+    for dtype, kind in (("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32")):
+        found = LanguageModel.load(tmp_path / "model", device="cpu", dtype=dtype)
+        tensors = gguf.GGUFReader(gguf_file(found, tmp_path)).tensors
+        assert {t.tensor_type.name for t in tensors if len(t.shape) > 1} == {kind}
+    assert gguf_file(LanguageModel.load(path), tmp_path) == path
+    monkeypatch.setenv(INTERPRETER_VARIABLE, sys.executable)
+    for model in (path, tmp_path / "model"):
+        error = bench_error(capfd, model, *QUICK, "--compare", "llama.cpp", "--quantize", "int8").err
+        assert "llama.cpp cannot run these quantized matrices: compare a GGUF file" in error
 
 
 def test_runs_generate_the_same_tokens(lm):
     prompts = Workload("", 6, 5, 2).prompts(lm.config.vocab_size)
     assert prompts == Workload("", 6, 5, 2).prompts(lm.config.vocab_size)
-    timing = run_of(lm.model)(prompts, 5)
+    timing = our_run(lm.model)(prompts, 5)
     options = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
     assert timing.ids == [list(lm.generate(prompt, **options).continuations[0].ids) for prompt in prompts]
     assert min(timing.prefill, timing.decode) > 0
@@ -151,12 +171,12 @@ def test_native_counters_are_those_of_a_step(lm):
     model.head.forward = lambda x: linear(x, weight)
     prompts = Workload("", 6, 5, 2).prompts(lm.config.vocab_size)
     n_calls = 1 + lm.config.n_layers
-    assert run_of(model)(prompts, 5).native.calls == n_calls
-    assert run_of(model)(prompts, 0).native.calls == n_calls
-    assert run_of(model)(prompts, 5).ids == run_of(lm.model)(prompts, 5).ids
+    assert our_run(model)(prompts, 5).native.calls == n_calls
+    assert our_run(model)(prompts, 0).native.calls == n_calls
+    assert our_run(model)(prompts, 5).ids == our_run(lm.model)(prompts, 5).ids
 
 
-def test_implementations_take_turns():
+def test_implementations_are_interleaved():
     order = []
 
     def side(name, ids):
@@ -195,7 +215,7 @@ def test_workloads_fit_the_context():
 def test_model_size_is_that_of_the_file(tmp_path, family, kind, tied):
     """The bytes of all tensors, by the gguf package, without the tables of which a step reads a row."""
     model = gguf_model(family, tied_head=tied)
-    export(model, tmp_path / "model.gguf", kind)
+    save_without_tokenizer(model, tmp_path / "model.gguf", kind)
     tensors = gguf.GGUFReader(tmp_path / "model.gguf").tensors
     tables = {"position_embd.weight"} | ({"token_embd.weight"} if not tied else set())
     size = ModelSize.of(open_checkpoint(tmp_path / "model.gguf"))
@@ -210,7 +230,7 @@ def test_model_size_is_that_of_the_file(tmp_path, family, kind, tied):
 
 
 def test_file_without_tokenizer_opens(tmp_path, lm):
-    export(lm.model, tmp_path / "model.gguf", "F32")
+    save_without_tokenizer(lm.model, tmp_path / "model.gguf", "F32")
     found = LanguageModel.load(tmp_path / "model.gguf")
     assert found.tokenizer is None
     ids = torch.tensor([[1, 2, 3]])

@@ -84,7 +84,7 @@ def test_convert_to_mixed_types(capfd, tmp_path):
     assert not [name for name in report["other_types"] if "ffn_down" in name]
     said = run_ok(capfd, "convert", tmp_path / "model", tmp_path / "a.gguf", "--to", "Q6_K", "--overwrite").err
     n = len(report["other_types"])
-    assert f"stored as Q8_0 instead of Q6_K: {n} matrices, because their rows do not fit its blocks" in said
+    assert f"matrices stored as Q8_0 because their rows do not fit the blocks of Q6_K: {n}, the first is" in said
     facts = json.loads(run_ok(capfd, "show", tmp_path / "a.gguf", "--json").out)
     assert facts["stored"].keys() == {"F32", "Q8_0", "Q6_K"}
     assert run_ok(capfd, "generate", tmp_path / "a.gguf", "the c", "--max-tokens", "4").out

@@ -1,13 +1,11 @@
 """AWQ weights: decoding against loops over the definition, complete models, and parts that do not fit."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run
-from tiny_quantized import awq_parts, random_integers, save_quantized
+from tiny_quantized import awq_parts, load_changed, random_integers, save_quantized
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
@@ -74,13 +72,9 @@ NAME = "model.layers.1.self_attn.o_proj"
     ],
 )
 def test_parts_that_do_not_fit_raise(part, change, why, folder, tmp_path):
-    source, tensors = folder
-    (tmp_path / "config.json").write_text((source / "config.json").read_text())
-    name = f"{NAME}.{part}"
-    changed = {} if change is None else {name: change(tensors[name]).contiguous()}
-    save_file({key: value for key, value in tensors.items() if key != name} | changed, tmp_path / "model.safetensors")
+    value = None if change is None else change(folder[1][f"{NAME}.{part}"])
     with pytest.raises(CheckpointError, match=why):
-        load_decoder(tmp_path)
+        load_changed(folder, tmp_path, {f"{NAME}.{part}": value})
 
 
 @pytest.mark.parametrize(
@@ -96,10 +90,7 @@ def test_parts_that_do_not_fit_raise(part, change, why, folder, tmp_path):
     ids=str,
 )
 def test_unsupported_settings_raise(settings, why, folder, tmp_path):
-    raw = json.loads((folder[0] / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": SETTINGS | settings}))
-    save_file(folder[1], tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=why):
-        load_decoder(tmp_path)
+        load_changed(folder, tmp_path, {}, settings)
     if "krot" in settings:
-        load_decoder(tmp_path, ignore_keys=("krot",))
+        load_changed(folder, tmp_path, {}, settings, ignore_keys=("krot",))

@@ -1,13 +1,11 @@
 """compressed-tensors: decoding against loops over the definition, complete models, and parts that do not fit."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run
-from tiny_quantized import int8_parts, packed_parts, random_integers, save_quantized
+from tiny_quantized import int8_parts, load_changed, packed_parts, random_integers, save_quantized
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
@@ -159,17 +157,6 @@ def folder(tmp_path_factory):
 NAME = "model.layers.1.self_attn.o_proj"
 
 
-def load_changed(folder, tmp_path, changes, stated=None):
-    """Load the model with tensors changed (None: removed) or settings changed."""
-    source, tensors = folder
-    raw = json.loads((source / "config.json").read_text())
-    raw["quantization_config"] = stated or raw["quantization_config"]
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
-    save_file(kept, tmp_path / "model.safetensors")
-    return load_decoder(tmp_path)
-
-
 def test_matrices_of_two_schemes(folder, tmp_path):
     """Each matrix has the scheme of its group; its shapes show which."""
     stated = settings(symmetric=False)
@@ -181,7 +168,7 @@ def test_matrices_of_two_schemes(folder, tmp_path):
     weight = model.blocks[1].attn.o.weight.detach().double().numpy()
     np.testing.assert_array_equal(weight, matrix.weight)
     with pytest.raises(CheckpointError, match=r"o_proj is stored as float-quantized, but config.json states only pack"):
-        load_changed(folder, tmp_path, {f"{NAME}.{part}": None for part in (*parts, "weight_zero_point")} | {
+        load_changed(folder, tmp_path, {
             f"{NAME}.weight_packed": None, f"{NAME}.weight_shape": None, f"{NAME}.weight_zero_point": None,
             f"{NAME}.weight": torch.zeros(128, 128, dtype=torch.float8_e4m3fn),
             f"{NAME}.weight_scale": torch.ones(128, 1),
@@ -214,23 +201,22 @@ def test_parts_that_do_not_fit_raise(part, change, why, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scale", "why"),
+    ("kind", "dtype", "wrong_shape"),
     [
-        (None, r"x.weight cannot be decoded without x.weight_scale"),
-        (torch.ones(8), r"x.weight_scale must have shape \[8, 1\]: one scale per channel, got \[8\]"),
-        (torch.full((8, 1), torch.inf), r"x.weight_scale has scales that are NaN or infinite"),
+        ("int", torch.int8, r"must have shape \[8, 1\]: one scale per channel, got \[8\]"),
+        ("float", torch.float8_e4m3fn, r"must hold a scale for each block of 1 x 32 .*, so \[8, 1\], got \[8\]"),
     ],
-    ids=str,
+    ids=["int", "float"],
 )
-@pytest.mark.parametrize("layout", ["int-quantized", "float-quantized"])
-def test_scales_of_rows_that_do_not_fit_raise(layout, scale, why, tmp_path):
-    kind, dtype = ("int", torch.int8) if layout == "int-quantized" else ("float", torch.float8_e4m3fn)
-    why = r"x.weight_scale must hold a scale for each block of 1 x 32 .*, so \[8, 1\], got \[8\]" if (
-        kind == "float" and scale is not None and scale.ndim == 1
-    ) else why  # fmt: skip
-    parts = {"weight": torch.zeros(8, 32).to(dtype)} | ({} if scale is None else {"weight_scale": scale})
-    with pytest.raises(CheckpointError, match=why):
-        decode(tmp_path, parts, layout=layout, num_bits=8, type=kind, strategy="channel", group_size=None)
+def test_scales_of_rows_that_do_not_fit_raise(kind, dtype, wrong_shape, tmp_path):
+    weight = {"weight": torch.zeros(8, 32).to(dtype)}
+    options = {"layout": f"{kind}-quantized", "num_bits": 8, "type": kind, "strategy": "channel", "group_size": None}
+    with pytest.raises(CheckpointError, match=r"x.weight cannot be decoded without x.weight_scale"):
+        decode(tmp_path, weight, **options)
+    with pytest.raises(CheckpointError, match=f"x.weight_scale {wrong_shape}"):
+        decode(tmp_path, weight | {"weight_scale": torch.ones(8)}, **options)
+    with pytest.raises(CheckpointError, match=r"x.weight_scale has scales that are NaN or infinite"):
+        decode(tmp_path, weight | {"weight_scale": torch.full((8, 1), torch.inf)}, **options)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,6 @@ def test_error_is_below_that_of_a_plain_quantizer(name, kind):
     x = rows_of(name)
     reference, _ = plain(x, kind)
     ours, theirs = (np.sqrt(np.square(y - x).mean()) for y in (decoded(x, kind), reference))
-    print(f"{name} {kind}: {ours / x.std():.4f} of the deviation, {ours / theirs:.3f} of the plain quantizer's")
     assert ours < 0.97 * theirs
 
 
@@ -205,7 +204,6 @@ def test_a_saved_model_loads(kind, tmp_path):
     ids = random_ids(model.config, 2, 30)
     logits = run(model, ids)
     ours, plainer = (relative_change(run(load_decoder(tmp_path / f), ids), logits) for f in ("a.gguf", "b.gguf"))
-    print(f"{kind}: logits off by {ours:.3f}, Q4_0 by {plainer:.3f}")
     assert 0 < ours < plainer
     save_gguf(again, tmp_path / "c.gguf", kind)  # quantizing again changes little
     assert_near(run(load_decoder(tmp_path / "c.gguf"), ids), run(again, ids), 0.1)

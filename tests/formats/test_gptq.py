@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run, tiny
-from tiny_quantized import gptq_parts, random_integers, save_quantized
+from tiny_quantized import gptq_parts, load_changed, random_integers, save_quantized
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
@@ -120,17 +120,6 @@ def folder(tmp_path_factory):
 
 
 NAME = "model.layers.1.self_attn.o_proj"
-
-
-def load_changed(folder, tmp_path, changes, settings=None):
-    """Load the model with tensors changed (None: removed) or settings changed."""
-    source, tensors = folder
-    raw = json.loads((source / "config.json").read_text())
-    raw["quantization_config"] = SETTINGS | (settings or {})
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    kept = {name: value.contiguous() for name, value in (tensors | changes).items() if value is not None}
-    save_file(kept, tmp_path / "model.safetensors")
-    return load_decoder(tmp_path)
 
 
 def test_parts_in_several_files_and_pickled(folder, tmp_path):

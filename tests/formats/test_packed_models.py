@@ -1,4 +1,4 @@
-"""Models with packed matrices: logits, memory, the choice at load, saving, and the glass.
+"""Models with packed matrices: logits, memory, the choice at load, saving, and inspection.
 
 The independent reference of a packed model is the decoded model whose linear layers quantize their input, in float64.
 """
@@ -367,7 +367,7 @@ def test_rows_that_are_no_multiple_of_a_block_raise(tmp_path):
         open_checkpoint(tmp_path / "b.gguf")
 
 
-# --- the glass
+# --- inspection
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma2", "gpt2", "qwen3_moe"])

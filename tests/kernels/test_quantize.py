@@ -32,7 +32,6 @@ def test_error_is_below_that_of_a_plain_quantizer(name, most, tails):
     matrix, error = quantize_matrix(torch.from_numpy(x), name, "x")
     values = decode(matrix).numpy().astype(np.float64)
     ours, theirs = (np.sqrt(np.square(y - x).sum() / np.square(x).sum()) for y in (values, plain(x, *LIMITS[name])))
-    print(f"{name}: relative error {ours:.5f}, {ours / theirs:.3f} of the plain quantizer's")
     assert error == pytest.approx(ours, rel=1e-3)
     assert ours < most * theirs
 
@@ -117,7 +116,6 @@ def test_models(family):
         assert calls[-1] == (sum(n * m for n, m in (one.shape for one in quantized.matrices)),) * 2
         assert ("8.5" if kind == "int8" else f"{quantized.bits_per_weight:.1f}") in str(quantized)
         errors[kind] = relative_change(run(model, ids), expected)
-    print(family, errors)
     assert 0 < errors["int8"] < (0.1 if family != "mixtral" else 0.5)  # routing may change
     assert errors["int8"] < errors["int4"]
 

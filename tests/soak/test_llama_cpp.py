@@ -20,7 +20,7 @@ from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config, gguf_model
 from glassformer.cli import main
 from glassformer.config import LongScaling, PoolingConfig, YarnScaling
 from glassformer.formats.gguf.tokenizer_keys import PRE_TOKENIZER_BY_NAME
-from glassformer.generate.llama_cpp_process import export
+from glassformer.generate.llama_cpp_process import save_without_tokenizer
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.load import load
 from glassformer.nn.model import Decoder
@@ -134,13 +134,13 @@ def test_bench_compares_equal_tokens(capfd, family, tmp_path):
     """`glassformer bench --compare llama.cpp`: both continue the same prompts, single sequences and batches."""
     if "GLASSFORMER_LLAMA_CPP" not in os.environ:
         pytest.skip("make llama-cpp")
-    export(gguf_model(family), tmp_path / "a.gguf", "F32")
+    save_without_tokenizer(gguf_model(family), tmp_path / "a.gguf", "F32")
     sizes = "--rounds 2 --batch 1 --batch 3 --prefill 8 --prompt-tokens 6 --new-tokens 5"
     main(["bench", str(tmp_path / "a.gguf"), "--compare", "llama.cpp", "--json", *sizes.split()])
     found = json.loads(capfd.readouterr().out)
     assert found["compare"]["version"]
     assert found["memory"]["llama.cpp"] > 0
-    for work in found["works"]:
+    for work in found["workloads"]:
         side = work["sides"]["llama.cpp"]
         assert len(side["seconds"]) == 2
         assert side["equal_tokens"] == work["batch"] * (work["new_tokens"] + 1)

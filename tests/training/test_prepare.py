@@ -138,7 +138,7 @@ def test_few_documents_hold_out_the_tail_of_each_without_duplicates(tmp_path):
     train, aside = document_texts(shards.train), document_texts(shards.held_out)
     assert [a + b for a, b in zip(train, aside, strict=True)] == documents[:2]
     assert all(0.07 < len(b) / len(d) < 0.11 for b, d in zip(aside, documents, strict=False))
-    assert shards.notes[1] == "excluded: 1 duplicate of them"
+    assert shards.notes[1] == "excluded: 1 duplicate of these documents"
     assert "2 documents" in shards.notes[0]
 
 

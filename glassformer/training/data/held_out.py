@@ -125,7 +125,7 @@ def _tails(file: BinaryIO, waiting: list[_Chunk], notes: list[str], share: float
     )
     notes.append(f"{each} is held out, as a document of its own")
     if count <= waiting[-1].document:
-        notes.append(f"excluded: {counted(waiting[-1].document + 1 - count, 'duplicate')} of them")
+        notes.append(f"excluded: {counted(waiting[-1].document + 1 - count, 'duplicate')} of these documents")
 
 
 def _split_at(file: BinaryIO, parts: list[_Chunk], cut: int) -> Iterator[tuple[Document, int]]:
