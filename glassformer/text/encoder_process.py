@@ -12,7 +12,7 @@ from glassformer.text.child_worker import encode_json
 from glassformer.text.hf_encoder import JSON
 
 CPU_SECONDS = 1.0  # processor time of one call ...
-CPU_SECONDS_PER_CHARACTER = 1e-5  # ... and of its texts: about 20 times what ordinary patterns need
+CPU_SECONDS_PER_CHARACTER = 1e-5  # ... and of its texts: several times what ordinary patterns need
 OPEN_SECONDS = 60.0  # processor time for opening the tokenizer
 MEMORY_BYTES = 4 << 30  # address space of a child process
 MAX_PROCESSES = 2  # of one tokenizer; other calls wait
