@@ -30,6 +30,8 @@ def test_every_package_imported_by_a_module_is_locked():
     """Extras are imported inside functions, everything else at the top of a module."""
     owners = metadata.packages_distributions()
     for path in (ROOT / "glassformer").rglob("*.py"):
+        if path.name == "llama_cpp_child.py":  # runs in an interpreter of its own, which has llama-cpp-python
+            continue
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -294,8 +294,9 @@ def _is_redundant(family: Family, config: AnyConfig, name: str, reader: TensorRe
     patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in (*family.ignored, *NOT_WEIGHTS)]
     if any(re.fullmatch(pattern, name.removeprefix(family.prefix)) for pattern in patterns):
         return True
-    if name.endswith(".bias") and name.removesuffix("bias") + "weight" in reader and reader.dtype(name) is not None:
-        return not reader[name].any()
+    is_bias = name.endswith(".bias") and name.removesuffix("bias") + "weight" in reader
+    if is_bias and reader.dtype(name) is not None and not reader[name].any():
+        return True
     rules = family.rules_for(config)
     if rules is None or isinstance(config, RecurrentConfig):
         return False

@@ -13,7 +13,8 @@ from glassformer.formats.gguf import blocks
 from glassformer.formats.gguf.blocks import PACKINGS, pack_blocks
 from glassformer.kernels.packed import FORMATS, decode
 
-HALF_AT = dict.fromkeys(PACKINGS, (0,)) | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
+KINDS = [kind for kind in PACKINGS if kind in GGMLQuantizationType.__members__]  # the others are of other checkpoints
+HALF_AT = dict.fromkeys(KINDS, (0,)) | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
 HALF_AT |= {"Q6_K": (208,), "MXFP4": ()}  # bytes of a block where a float16 begins
 EXTREMES = np.array([0, -0.0, 6e-8, -6e-8, 65504, -65504, 1, -3e-5], np.float16)
 
@@ -32,13 +33,14 @@ def random_rows(kind, n_out, n_blocks, seed):
 
 
 def test_every_type_has_a_format_and_the_size_of_ggml():
-    for kind, packing in PACKINGS.items():
+    for kind in KINDS:
+        packing = PACKINGS[kind]
         assert GGML_QUANT_SIZES[GGMLQuantizationType[kind]] == (packing.size, packing.nbytes)
         assert FORMATS[packing.format].source == f"GGUF {kind}"
         assert packing.size == FORMATS[packing.format].block_inputs
 
 
-@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("kind", KINDS)
 @given(st.sampled_from([1, 7, 8, 9, 17]), st.sampled_from([1, 2, 5]), st.integers(0, 1 << 30))
 @settings(max_examples=15, deadline=None)
 def test_values_equal_those_of_the_gguf_package(kind, n_out, n_blocks, seed):
@@ -51,7 +53,7 @@ def test_values_equal_those_of_the_gguf_package(kind, n_out, n_blocks, seed):
     assert np.array_equal(decode(matrix, some).numpy(), wanted[some.numpy()])
 
 
-@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tensor_of_several_chunks(kind, monkeypatch):
     monkeypatch.setattr(blocks, "CHUNK_BYTES", 16 * PACKINGS[kind].nbytes)  # a panel or two at a time
     rows = random_rows(kind, 43, 1, 0)
@@ -68,7 +70,7 @@ def test_blocks_that_the_gguf_package_quantized(kind):
     assert matrix.data.numel() == 16 * 96 // 32 * PACKINGS[kind].nbytes  # the bytes of the file, plus 7 rows of zeros
 
 
-@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scales_that_are_not_finite_raise(kind, bad):
     for at in HALF_AT[kind] or (0,):

@@ -266,7 +266,7 @@ def test_errors_raise_openai_exceptions(client):
     with pytest.raises(openai.BadRequestError, match="holds 256 tokens") as found:
         client.completions.create(model="talker", prompt="a", max_tokens=9999, stream=True)
     assert found.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="no chat template"):
+    with pytest.raises(openai.BadRequestError, match="no default chat template"):
         client.chat.completions.create(model="other", messages=MESSAGES)
 
 

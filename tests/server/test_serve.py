@@ -97,7 +97,7 @@ def test_open_address_without_key_warns(folders):
     assert "WARNING: other machines can connect to 0.0.0.0 without an API key" in said
 
 
-LONG = {"model": "alpha", "prompt": ["the"] * 3, "max_tokens": 250, "stream": True, "seed": 1, "logprobs": 20}
+LONG = {"model": "alpha", "prompt": ["the"] * 3, "n": 8, "max_tokens": 250, "stream": True, "seed": 1, "logprobs": 20}
 
 
 def test_ctrl_c_lets_running_requests_finish(folders):
