@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -153,11 +154,12 @@ class Structure:
 
     def look(self) -> tuple[Any, ...]:
         """Return what changes if a module, its class, forward or hooks, or a weight is replaced."""
+        weights = chain.from_iterable(map(dict.values, self.tables))
         return (
             list(map(type, self.parts)),
-            any("forward" in attributes for attributes in self.attributes),
-            [list(children.values()) for children in self.parents],
-            [value if value is None else value.data_ptr() for table in self.tables for value in table.values()],
+            any(map(dict.__contains__, self.attributes, repeat("forward"))),
+            list(chain.from_iterable(map(dict.values, self.parents))),
+            [value if value is None else value.data_ptr() for value in weights],
             any(self.hooks),
         )
 
